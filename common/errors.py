@@ -1,0 +1,11 @@
+"""The one exception that commands turn into a single line and exit code 2."""
+
+
+class UserError(Exception):
+    """Something the user can mend: a file, a key, a value.
+
+    The message is one line that says what was wrong, where, and what to do.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))

@@ -1,0 +1,199 @@
+"""Typed configuration of paper 2's two training stages; one YAML describes a whole run."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from common.audio.features import FEATURES
+from common.config import RunConfig, TrainerConfig, WandbConfig
+from common.provenance import ProvenanceConfig
+from voice2face.networks import DISCRIMINATORS, ENCODERS, GENERATORS
+
+
+def _check_choice(key: str, value: str, table: dict[str, Any]) -> None:
+    if value not in table:
+        raise ValueError(f"{key}: unknown value {value!r}, one of {', '.join(sorted(table))}")
+
+
+@dataclass
+class EmbeddedCorpusConfig:
+    """The synthetic identity corpus that is built when `data.root` is empty."""
+
+    identities: int = 24
+    """people; each has one voice and one face"""
+    voices: int = 8
+    """recordings per identity, a quarter of them held out"""
+    faces: int = 12
+    """images per identity over pose, light, background and expression, a quarter of them held out"""
+    size: int = 64
+    """side of the face images in px"""
+    seed: int = 0
+    """everything in the corpus is a function of it"""
+    face_model: str = "builtin"
+    """`builtin`, `ict` or `ict:PATH`"""
+
+
+@dataclass
+class DataConfig:
+    """What is read, and how it is cut."""
+
+    root: str = ""
+    """corpus folder (see `prepare`); empty: the embedded corpus"""
+    embedded: EmbeddedCorpusConfig = field(default_factory=EmbeddedCorpusConfig)
+    image_size: int = 64
+    """side of the training images in px, a power of two; larger corpus images are reduced"""
+    crop_seconds: tuple[float, float] = (3.0, 8.0)
+    """range of the training crops, one length a batch (paper 2, section 3.2); shorter recordings are tiled"""
+    max_seconds: float = 60.0
+    """whole recordings longer than this are cut in evaluation and generation"""
+    batch_size: int = 16
+    """samples a step over all devices"""
+    workers: int = 2
+    """loader processes a device"""
+    flip: bool = True
+    """mirror half of the training faces"""
+    cache: bool = False
+    """keep decoded recordings and faces in memory; for corpora that fit"""
+
+    def __post_init__(self) -> None:
+        low, high = self.crop_seconds
+        if not 0.2 <= low <= high:
+            raise ValueError(f"data.crop_seconds: wants 0.2 <= low <= high, got {low}, {high}")
+        if self.image_size < 32 or self.image_size & (self.image_size - 1):
+            raise ValueError(f"data.image_size: wants a power of two from 32, got {self.image_size}")
+
+
+@dataclass
+class FeatureConfig:
+    """Audio front end."""
+
+    name: str = "mfcc"
+    """`mfcc` (with two differences, eqs 4-10) or `logmel` (64 bands, 25/10 ms, section 3.2)"""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """arguments of the feature's constructor"""
+
+    def __post_init__(self) -> None:
+        _check_choice("feature.name", self.name, FEATURES)
+
+
+@dataclass
+class EncoderConfig:
+    """Voice encoder and its own training, stage A."""
+
+    name: str = "resnet18"
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """arguments of the encoder: attention, activation, reduction, width (table 3's rows differ here)"""
+    face_width: int = 64
+    """width of the face tower that the voice is contrasted with; its layers are those of the voice encoder"""
+    checkpoint: str = ""
+    """a finished stage A; empty: it is trained first, into the run folder's `encoder/`"""
+    steps: int = 10_000
+    """stage A's updates (paper 2, section 3.3)"""
+    batch_size: int = 384
+    """stage A's batch over all devices (section 3.3)"""
+    lr: float = 1e-3
+    """SGD (section 3.3)"""
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    cycle: int = 10_000
+    """steps of one cosine cycle; the rate restarts after it"""
+    temperature: float = 0.07
+    """of InfoNCE"""
+    info_nce: float = 1.0
+    """weight of the voice-face contrast; 0: logged only"""
+    identity: float = 1.0
+    """weight of the speaker classification"""
+    frozen: bool = True
+    """stage B leaves the encoder as stage A made it, as Wen et al. do"""
+
+    def __post_init__(self) -> None:
+        _check_choice("encoder.name", self.name, ENCODERS)
+
+
+@dataclass
+class NetworkConfig:
+    """A network by name and its constructor's arguments."""
+
+    name: str = "stylegan2"
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class LossWeights:
+    """Stage B; a weight of 0 is logged and not optimised."""
+
+    adversarial: float = 1.0
+    """eqs 12 and 14"""
+    identity: float = 1.0
+    """classification of the portrait on the discriminator's trunk"""
+    match: float = 0.0
+    """1 - cosine between the face tower's embedding of the portrait and the voice embedding"""
+    pixel: float = 0.0
+    """L1 to the paired face; outside the paper, for short runs"""
+    r1: float = 10.0
+    """gamma of eq. 15 (gamma/2 is the factor)"""
+    path_length: float = 2.0
+    """eq. 13"""
+
+
+@dataclass
+class OptimConfig:
+    """Stage B's optimisers (section 3.3) and lazy regularisation (StyleGAN2)."""
+
+    g_lr: float = 2e-4
+    d_lr: float = 2e-4
+    encoder_lr: float = 2e-4
+    """used when the encoder is not frozen"""
+    betas: tuple[float, float] = (0.5, 0.999)
+    r1_every: int = 16
+    """steps between R1 updates of D"""
+    path_length_every: int = 4
+    """steps between path-length updates of G"""
+    path_length_decay: float = 0.01
+    style_mixing: float = 0.9
+    """probability of a second draw of the same voice's latent from a random layer on"""
+    latent_noise: float = 0.05
+    """standard deviation per dimension of the noise on the normalised embedding, renormalised (Wen et al.)"""
+    ema_kimg: float = 10.0
+    """half-life of G's averaged weights in thousands of images; its beta follows the batch"""
+
+
+@dataclass
+class EvaluationConfig:
+    """What `evaluate` and the validation measure."""
+
+    split: str = "test"
+    """`test` or `val`"""
+    extractor: str = "dlib_resnet_v1"
+    """features of FID and KID: `dlib_resnet_v1` (packaged) or `inception2015` (a file in the weights folder)"""
+    embedder: str = "dlib_resnet_v1"
+    """identity embedding of retrieval and cosine"""
+    distance: str = "pixel"
+    """distance of path length: `pixel` or `lpips` (a file in the weights folder)"""
+    path_length_samples: int = 64
+    batch_size: int = 32
+    bootstrap: int = 1000
+    """resamples of each interval"""
+    validation_voices: int = 64
+    """recordings measured in a validation during training; 0: all"""
+
+
+@dataclass
+class Config:
+    """One run of `voice2face`."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    feature: FeatureConfig = field(default_factory=FeatureConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    generator: NetworkConfig = field(default_factory=NetworkConfig)
+    discriminator: NetworkConfig = field(default_factory=NetworkConfig)
+    weights: LossWeights = field(default_factory=LossWeights)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    provenance: ProvenanceConfig = field(default_factory=ProvenanceConfig)
+
+    def __post_init__(self) -> None:
+        _check_choice("generator.name", self.generator.name, GENERATORS)
+        _check_choice("discriminator.name", self.discriminator.name, DISCRIMINATORS)

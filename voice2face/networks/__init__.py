@@ -1,0 +1,1 @@
+"""Voice encoders, generators and discriminators. They know torch, einops and common only."""
