@@ -16,7 +16,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; rename it to `path` when the block ends without an exception.
 
     The temporary keeps the suffix, since encoders choose the format by it. On an exception it is removed and
-    `path` is left as it was. An `OSError` (full disk, read-only folder) becomes a `UserError` that names `path`.
+    `path` is left as it was. An `OSError` (full disk, read-only folder) becomes a `UserError` naming `path`.
     """
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
     try:

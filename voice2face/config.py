@@ -164,7 +164,7 @@ class EvaluationConfig:
     split: str = "test"
     """`test` or `val`"""
     extractor: str = "dlib_resnet_v1"
-    """features of FID and KID: `dlib_resnet_v1` (packaged) or `inception2015` (a file in the weights folder)"""
+    """features of FID and KID: `dlib_resnet_v1` (packaged) or `inception2015` (weights file)"""
     embedder: str = "dlib_resnet_v1"
     """identity embedding of retrieval and cosine"""
     distance: str = "pixel"

@@ -56,8 +56,8 @@ class VoiceEncoder(nn.Module):
         reduction: squeeze-excitation's r.
         width: channels of the first stage; 64 is ResNet18, quick starts use less.
 
-    Shape: (B, in_channels, F, T) -> (B, embedding_dim), not normalised. F and T are free; the pooled average makes
-    the embedding independent of the recording's length.
+    Shape: (B, in_channels, F, T) -> (B, embedding_dim), not normalised. F and T are free: features are averaged
+    over both before the last layer.
     """
 
     def __init__(
