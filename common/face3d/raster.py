@@ -1,0 +1,190 @@
+"""A batched z-buffer rasteriser in plain torch: no compiled extension, any device, deterministic.
+
+Triangles become fragments (one per pixel centre in their bounding box), the fragments that lie inside race for their
+pixel by `scatter_reduce(amin)` on the key (depth bits, face id), and the winners' barycentric coordinates are
+computed once more, with gradients. Visibility itself has no gradient.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+NEAR = 0.1
+"""Triangles with a vertex nearer than this (decimetres), or behind the camera, are dropped whole: none is clipped."""
+
+CHUNK = 1 << 19
+"""Pixel tests per pass; bounds the memory at about 100 bytes each, whatever the size of the triangles."""
+
+_FAR_KEY = torch.iinfo(torch.int64).max
+
+
+@dataclass(frozen=True)
+class Fragments:
+    """What each pixel sees. Row 0 is the top of the image.
+
+    face_id (B,H,W) int64, -1 where empty; barycentric (B,H,W,3), perspective-correct, zero where empty; depth (B,H,W)
+    in the unit of the input, infinite where empty.
+    """
+
+    face_id: Tensor
+    barycentric: Tensor
+    depth: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """Covered pixels (B,H,W), bool."""
+        return self.face_id >= 0
+
+
+def rasterise(
+    xy: Tensor, depth: Tensor, triangles: Tensor, size: tuple[int, int], *, cull: bool = True, chunk: int = CHUNK
+) -> Fragments:
+    """Rasterise one mesh in B poses.
+
+    xy (B,V,2) in pixels, y downwards, pixel (i, j) centred at (j + 0.5, i + 0.5); depth (B,V) > 0 along the optical
+    axis; triangles (F,3) int64; size (H, W). `cull` drops back faces: those that wind clockwise as seen on the
+    screen.
+
+    A pixel belongs to the nearest triangle that holds its centre, edges and corners included, so shared edges leave
+    neither gap nor overlap; at equal depth (as float32) the smaller face id wins. Triangles without area, with a
+    non-finite vertex, or with a vertex nearer than `NEAR` are dropped. Coverage is decided in float64; `barycentric`
+    and `depth` keep the type of `xy` and are differentiable in `xy` and `depth`.
+    """
+    batch, (height, width) = xy.shape[0], size
+    winners = _visible(xy.detach(), depth.detach(), triangles, size, cull, chunk)
+    barycentric = xy.new_zeros(batch * height * width, 3)
+    nearest = depth.new_full((batch * height * width,), torch.inf)
+    pixel = torch.nonzero(winners >= 0).squeeze(1)
+    values, distance = _barycentric(xy, depth, triangles, pixel, winners[pixel], size)
+    return Fragments(
+        winners.view(batch, height, width),
+        barycentric.index_copy(0, pixel, values).view(batch, height, width, 3),
+        nearest.index_copy(0, pixel, distance).view(batch, height, width),
+    )
+
+
+def interpolate(fragments: Fragments, attributes: Tensor, triangles: Tensor) -> Tensor:
+    """Spread vertex attributes (B,V,C) over the pixels: (B,C,H,W), zero where empty; differentiable in both."""
+    batch, height, width = fragments.face_id.shape
+    channels = attributes.shape[2]
+    faces = fragments.face_id.flatten()
+    pixel = torch.nonzero(faces >= 0).squeeze(1)
+    weights = fragments.barycentric.view(-1, 3)[pixel]
+    corners = triangles[faces[pixel]] + (pixel // (height * width) * attributes.shape[1]).unsqueeze(1)
+    flat = attributes.reshape(-1, channels)
+    values = (flat[corners] * weights.unsqueeze(2)).sum(dim=1)
+    image = attributes.new_zeros(batch * height * width, channels).index_copy(0, pixel, values)
+    return image.view(batch, height, width, channels).permute(0, 3, 1, 2).contiguous()
+
+
+def _visible(xy: Tensor, depth: Tensor, triangles: Tensor, size: tuple[int, int], cull: bool, chunk: int) -> Tensor:
+    """Face id per pixel (B*H*W,), -1 where empty."""
+    height, width = size
+    batch, count = depth.shape
+    kept, left, top, columns, rows = _boxes(xy, depth, triangles, size)
+    image = kept // triangles.shape[0]
+    face = kept - image * triangles.shape[0]
+    corners = triangles[face] + (image * count).unsqueeze(1)
+    points, distance = xy.reshape(-1, 2)[corners].double(), depth.reshape(-1)[corners].double()
+    edges, area = _edges(points)
+    proper = area < 0 if cull else area != 0  # on a screen with y downwards the front winds clockwise in value
+    edges *= torch.sign(area).view(-1, 1, 1)
+    inverse = 1 / (distance * area.abs().unsqueeze(1))
+    base = image * (height * width) + top * width + left
+    tests = columns * rows * proper
+    keys = torch.full((batch * height * width,), _FAR_KEY, dtype=torch.int64, device=xy.device)
+    for owner, offset in _passes(tests, chunk):
+        row = torch.div(offset, columns[owner], rounding_mode="floor")
+        column = offset - row * columns[owner]
+        x, y = (left[owner] + column).double() + 0.5, (top[owner] + row).double() + 0.5
+        sides = edges[owner]
+        values = sides[:, 0] * x.unsqueeze(1) + sides[:, 1] * y.unsqueeze(1) + sides[:, 2]
+        inside = torch.nonzero((values >= 0).all(dim=1)).squeeze(1)
+        owner = owner[inside]
+        near = 1 / (values[inside] * inverse[owner]).sum(dim=1)
+        key = (near.float().view(torch.int32).long() << 32) | face[owner]
+        pixel = base[owner] + row[inside] * width + column[inside]
+        keys.scatter_reduce_(0, pixel, key, "amin")
+    return torch.where(keys == _FAR_KEY, -1, keys & 0xFFFFFFFF)
+
+
+def _boxes(
+    xy: Tensor, depth: Tensor, triangles: Tensor, size: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Triangles that may cover a pixel centre: flat index (batch * F + face); left, top, columns, rows of the box."""
+    bounds = []
+    margin = 1e-3  # the boxes are made in the input's precision: a pixel too many is harmless, one too few is a hole
+    good = None
+    for axis, extent in ((0, size[1]), (1, size[0])):
+        first, second, third = (xy[..., axis][:, triangles[:, corner]] for corner in range(3))
+        low = torch.minimum(torch.minimum(first, second), third)
+        high = torch.maximum(torch.maximum(first, second), third)
+        finite = torch.isfinite(high - low)
+        start = (low - (0.5 + margin)).ceil_().clamp_(min=0)
+        stop = (high - (0.5 - margin)).floor_().clamp_(max=extent - 1)
+        good = finite & (stop >= start) if good is None else good & finite & (stop >= start)
+        bounds.append((start, stop))
+    ahead = (depth >= NEAR) & torch.isfinite(depth)
+    assert good is not None
+    for corner in range(3):
+        good &= ahead[:, triangles[:, corner]]
+    kept = torch.nonzero(good.flatten()).squeeze(1)
+    (left, right), (top, bottom) = ([value.flatten()[kept].long() for value in pair] for pair in bounds)
+    return kept, left, top, right - left + 1, bottom - top + 1
+
+
+def _edges(points: Tensor) -> tuple[Tensor, Tensor]:
+    """Edge functions of triangles (N,3,2): coefficients (N,3,3) over (x, y, 1) per opposite corner, and twice the
+    area (N,).
+
+    The form a x + b y + c changes its sign exactly, to the last bit, when an edge is walked the other way: two
+    triangles that share an edge can neither both miss a pixel on it nor leave a gap.
+    """
+    start, end = points.roll(-1, dims=1), points.roll(-2, dims=1)
+    a = start[..., 1] - end[..., 1]
+    b = end[..., 0] - start[..., 0]
+    c = start[..., 0] * end[..., 1] - end[..., 0] * start[..., 1]
+    first, second, third = points.unbind(1)
+    one, two = second - first, third - first
+    area = one[:, 0] * two[:, 1] - one[:, 1] * two[:, 0]
+    return torch.stack([a, b, c], dim=1), area
+
+
+def _passes(tests: Tensor, chunk: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Lay the pixel tests of all triangles in a row and cut it in pieces of `chunk`.
+
+    tests (N,) is the number of tests of each triangle. Yields owner (T,), the triangle of each test, and offset (T,),
+    its rank among that triangle's tests; a large triangle may be split over several pieces.
+    """
+    ends = tests.cumsum(0)
+    total = int(ends[-1]) if len(ends) else 0
+    for start in range(0, total, chunk):
+        stop = min(start + chunk, total)
+        span = slice(0, len(ends))
+        if total > chunk:
+            bounds = torch.tensor([start, stop - 1], device=ends.device)
+            first, last = torch.searchsorted(ends, bounds, right=True).tolist()
+            span = slice(first, last + 1)
+        begin = (ends[span] - tests[span]).clamp(min=start)
+        length = ends[span].clamp(max=stop) - begin
+        names = torch.arange(span.start, span.stop, device=ends.device)
+        owner = torch.repeat_interleave(names, length, output_size=stop - start)
+        yield owner, torch.arange(start, stop, device=ends.device) - (ends - tests)[owner]
+
+
+def _barycentric(
+    xy: Tensor, depth: Tensor, triangles: Tensor, pixel: Tensor, face: Tensor, size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Perspective-correct barycentrics (P,3) and depth (P,) of the pixel centres in the triangles that they see."""
+    height, width = size
+    image, place = pixel // (height * width), pixel % (height * width)
+    centre = torch.stack([place % width, place // width], dim=1).double() + 0.5
+    corners = triangles[face] + (image * xy.shape[1]).unsqueeze(1)
+    points = xy.reshape(-1, 2)[corners].double() - centre.unsqueeze(1)
+    x, y = points.unbind(2)
+    sides = x.roll(-1, 1) * y.roll(-2, 1) - x.roll(-2, 1) * y.roll(-1, 1)
+    weights = sides / depth.reshape(-1)[corners].double()
+    total = weights.sum(1, keepdim=True)
+    return (weights / total).to(xy.dtype), (sides.sum(1) / total.squeeze(1)).to(depth.dtype)
