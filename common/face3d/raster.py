@@ -83,7 +83,7 @@ def _visible(xy: Tensor, depth: Tensor, triangles: Tensor, size: tuple[int, int]
     """Face id per pixel (B*H*W,), -1 where empty."""
     height, width = size
     batch, count = depth.shape
-    kept, left, top, columns, rows = _boxes(xy, depth, triangles, size)
+    kept, left, top, columns, rows = _boxes(xy, depth, triangles, size, cull)
     image = kept // triangles.shape[0]
     face = kept - image * triangles.shape[0]
     corners = triangles[face] + (image * count).unsqueeze(1)
@@ -111,27 +111,31 @@ def _visible(xy: Tensor, depth: Tensor, triangles: Tensor, size: tuple[int, int]
 
 
 def _boxes(
-    xy: Tensor, depth: Tensor, triangles: Tensor, size: tuple[int, int]
+    xy: Tensor, depth: Tensor, triangles: Tensor, size: tuple[int, int], cull: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Triangles that may cover a pixel centre: flat index (batch * F + face); left, top, columns, rows of the box."""
-    bounds = []
-    margin = 1e-3  # the boxes are made in the input's precision: a pixel too many is harmless, one too few is a hole
-    good = None
-    for axis, extent in ((0, size[1]), (1, size[0])):
-        first, second, third = (xy[..., axis][:, triangles[:, corner]] for corner in range(3))
+    """Triangles that may cover a pixel centre: flat index (batch * F + face); left, top, columns, rows of the box.
+
+    Works in the input's precision, so each bound is a little generous: a pixel too many is harmless, one too few is a
+    hole.
+    """
+    margin = 1e-3
+    valid = (depth >= NEAR) & torch.isfinite(depth) & torch.isfinite(xy).all(dim=2)
+    x, y = xy.masked_fill(~valid.unsqueeze(2), torch.nan).unbind(2)  # not-a-number fails every comparison below
+    bounds, sides = [], []
+    for values, extent in ((x, size[1]), (y, size[0])):
+        first, second, third = (values[:, triangles[:, corner]] for corner in range(3))
         low = torch.minimum(torch.minimum(first, second), third)
         high = torch.maximum(torch.maximum(first, second), third)
-        finite = torch.isfinite(high - low)
-        start = (low - (0.5 + margin)).ceil_().clamp_(min=0)
-        stop = (high - (0.5 - margin)).floor_().clamp_(max=extent - 1)
-        good = finite & (stop >= start) if good is None else good & finite & (stop >= start)
-        bounds.append((start, stop))
-    ahead = (depth >= NEAR) & torch.isfinite(depth)
-    assert good is not None
-    for corner in range(3):
-        good &= ahead[:, triangles[:, corner]]
+        bounds.append(low.sub_(0.5 + margin).ceil_().clamp_(min=0))
+        bounds.append(high.sub_(0.5 - margin).floor_().clamp_(max=extent - 1))
+        sides.append((second - first, third - first))
+    left, right, top, bottom = bounds
+    good = (right >= left) & (bottom >= top)
+    if cull:
+        plus, minus = sides[0][0] * sides[1][1], sides[1][0] * sides[0][1]
+        good &= plus - minus <= 1e-6 * (plus.abs() + minus.abs())
     kept = torch.nonzero(good.flatten()).squeeze(1)
-    (left, right), (top, bottom) = ([value.flatten()[kept].long() for value in pair] for pair in bounds)
+    left, right, top, bottom = (value.flatten()[kept].long() for value in (left, right, top, bottom))
     return kept, left, top, right - left + 1, bottom - top + 1
 
 
