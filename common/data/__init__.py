@@ -1,0 +1,1 @@
+"""Corpora on disk and the order in which training reads them."""
