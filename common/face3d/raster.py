@@ -14,8 +14,11 @@ from torch import Tensor
 NEAR = 0.1
 """Triangles with a vertex nearer than this (decimetres), or behind the camera, are dropped whole: none is clipped."""
 
-CHUNK = 1 << 19
+CHUNK = 1 << 18
 """Pixel tests per pass; bounds the memory at about 100 bytes each, whatever the size of the triangles."""
+
+MIN_AREA = 1e-9
+"""Triangles with less than this area (square pixels, doubled) cover nothing."""
 
 _FAR_KEY = torch.iinfo(torch.int64).max
 
@@ -86,27 +89,25 @@ def _visible(xy: Tensor, depth: Tensor, triangles: Tensor, size: tuple[int, int]
     kept, left, top, columns, rows = _boxes(xy, depth, triangles, size, cull)
     image = kept // triangles.shape[0]
     face = kept - image * triangles.shape[0]
-    corners = triangles[face] + (image * count).unsqueeze(1)
-    points, distance = xy.reshape(-1, 2)[corners].double(), depth.reshape(-1)[corners].double()
-    edges, area = _edges(points)
-    proper = area < 0 if cull else area != 0  # on a screen with y downwards the front winds clockwise in value
-    edges *= torch.sign(area).view(-1, 1, 1)
-    inverse = 1 / (distance * area.abs().unsqueeze(1))
-    base = image * (height * width) + top * width + left
-    tests = columns * rows * proper
+    corners = [triangles[face, corner] + image * count for corner in range(3)]
+    edges, area = _edges([xy.reshape(-1, 2)[corner].double() for corner in corners])
+    distances = [depth.reshape(-1)[corner].double() for corner in corners]
+    proper = area < -MIN_AREA if cull else area.abs() > MIN_AREA  # y downwards: the front winds negatively in value
     keys = torch.full((batch * height * width,), _FAR_KEY, dtype=torch.int64, device=xy.device)
-    for owner, offset in _passes(tests, chunk):
+    for owner, offset in _passes(columns * rows * proper, chunk):
         row = torch.div(offset, columns[owner], rounding_mode="floor")
-        column = offset - row * columns[owner]
-        x, y = (left[owner] + column).double() + 0.5, (top[owner] + row).double() + 0.5
-        sides = edges[owner]
-        values = sides[:, 0] * x.unsqueeze(1) + sides[:, 1] * y.unsqueeze(1) + sides[:, 2]
-        inside = torch.nonzero((values >= 0).all(dim=1)).squeeze(1)
-        owner = owner[inside]
-        near = 1 / (values[inside] * inverse[owner]).sum(dim=1)
+        x = (offset - row * columns[owner] + left[owner]).double() + 0.5
+        y = (row + top[owner]).double() + 0.5
+        values: list[Tensor] = []
+        for a, b, c in edges:  # most tests fail at the first or the second edge: go on with the rest only
+            value = a[owner] * x + b[owner] * y + c[owner]
+            inside = torch.nonzero(value >= 0).squeeze(1)
+            owner, x, y = owner[inside], x[inside], y[inside]
+            values = [each[inside] for each in (*values, value)]
+        weights = sum(value / distance[owner] for value, distance in zip(values, distances, strict=True))
+        near = (values[0] + values[1] + values[2]) / weights
         key = (near.float().view(torch.int32).long() << 32) | face[owner]
-        pixel = base[owner] + row[inside] * width + column[inside]
-        keys.scatter_reduce_(0, pixel, key, "amin")
+        keys.scatter_reduce_(0, (image[owner] * height + y.long()) * width + x.long(), key, "amin")
     return torch.where(keys == _FAR_KEY, -1, keys & 0xFFFFFFFF)
 
 
@@ -139,21 +140,18 @@ def _boxes(
     return kept, left, top, right - left + 1, bottom - top + 1
 
 
-def _edges(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Edge functions of triangles (N,3,2): coefficients (N,3,3) over (x, y, 1) per opposite corner, and twice the
-    area (N,).
+def _edges(points: list[Tensor]) -> tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]:
+    """Edge functions of triangles with corners (N,2) x 3: per opposite corner the coefficients (a, b, c), (N,) each,
+    of a x + b y + c, not negative inside; and twice the signed area (N,).
 
-    The form a x + b y + c changes its sign exactly, to the last bit, when an edge is walked the other way: two
-    triangles that share an edge can neither both miss a pixel on it nor leave a gap.
+    The form changes its sign exactly, to the last bit, when an edge is walked the other way: of two triangles that
+    share an edge at least one owns each pixel centre on it.
     """
-    start, end = points.roll(-1, dims=1), points.roll(-2, dims=1)
-    a = start[..., 1] - end[..., 1]
-    b = end[..., 0] - start[..., 0]
-    c = start[..., 0] * end[..., 1] - end[..., 0] * start[..., 1]
-    first, second, third = points.unbind(1)
-    one, two = second - first, third - first
-    area = one[:, 0] * two[:, 1] - one[:, 1] * two[:, 0]
-    return torch.stack([a, b, c], dim=1), area
+    (x0, y0), (x1, y1), (x2, y2) = (point.unbind(1) for point in points)
+    area = (x1 - x0) * (y2 - y0) - (y1 - y0) * (x2 - x0)
+    sign = torch.sign(area)
+    pairs = ((x1, y1, x2, y2), (x2, y2, x0, y0), (x0, y0, x1, y1))
+    return [(sign * (v - q), sign * (p - u), sign * (u * q - p * v)) for u, v, p, q in pairs], area
 
 
 def _passes(tests: Tensor, chunk: int) -> Iterator[tuple[Tensor, Tensor]]:
