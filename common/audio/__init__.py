@@ -1,0 +1,1 @@
+"""Sound: any container in (`io`), spectral features (`features`), speech detection (`vad`)."""
