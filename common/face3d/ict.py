@@ -88,7 +88,11 @@ def build(arrays: Arrays) -> FaceModel:
     painted = {"mouth": regions["mouth_socket"], "gums": regions["gums_tongue"], "teeth": regions["teeth"]}
     for side in ("left", "right"):
         painted[f"eyeball_{side}"] = regions[f"eyeball_{side}"] & ~hidden
-    canvas = skin.prepare(neutral, triangles, landmarks, painted)
+    opened = neutral
+    if "jawOpen" in arrays["expression_names"]:
+        jaw = arrays["expression_names"].tolist().index("jawOpen")
+        opened = neutral + 0.6 * arrays["expression"][jaw].astype(np.float64) / 10
+    canvas = skin.prepare(neutral, triangles, landmarks, painted, opened)
     mean_albedo, albedo_basis = skin.albedo_modes(canvas, triangles)
     return FaceModel(
         mean_shape=torch.from_numpy(neutral).float(),

@@ -87,9 +87,12 @@ SLIDERS = tuple(field.name for field in fields(Look))
 
 _SKIN = np.array([0.80, 0.61, 0.51])
 _LIP = np.array([0.66, 0.34, 0.33])
-_MOUTH = np.array([0.36, 0.13, 0.12])
-_GUM = np.array([0.68, 0.36, 0.35])
-_TOOTH = np.array([0.88, 0.85, 0.78])
+_INSIDE = {
+    "mouth": (np.array([0.42, 0.16, 0.15]), 0.25),
+    "gums": (np.array([0.68, 0.35, 0.34]), 0.3),
+    "teeth": (np.array([0.88, 0.85, 0.79]), 0.45),
+}
+"""Parts of the mouth: colour, and the share of light that reaches their darkest places."""
 _SCLERA = np.array([0.88, 0.85, 0.83])
 _IRIS = np.array([0.36, 0.27, 0.20])
 _PUPIL = np.array([0.03, 0.03, 0.03])
@@ -98,12 +101,13 @@ IRIS_ANGLE, PUPIL_ANGLE = 0.40, 0.15
 _REACH = 2.0
 
 
-def prepare(vertices: Array, triangles: Indices, landmarks: Indices, regions: Mapping[str, Mask]) -> Canvas:
-    """Measure a neutral, frontal mesh: vertices (V,3), triangles (F,3) counter-clockwise from outside, landmarks
-    (68,) vertices.
+def prepare(
+    vertices: Array, triangles: Indices, landmarks: Indices, regions: Mapping[str, Mask], opened: Array | None = None
+) -> Canvas:
+    """Measure a neutral, frontal mesh: vertices (V,3), triangles (F,3) counter-clockwise from outside, landmarks (68,)
+    vertices. `opened` (V,3) is the same face with an open mouth, by which light falls into it.
 
-    `regions` holds the masks `eyeball_left` and `eyeball_right`, and, where the mesh has them, `teeth`, `gums` and
-    `mouth`; all else is skin.
+    `regions` holds the masks `eyeball_left`, `eyeball_right`, `teeth`, `gums` and `mouth`; all else is skin.
     """
     corners = vertices[landmarks]
     origin = (corners[36] + corners[45]) / 2
@@ -115,6 +119,10 @@ def prepare(vertices: Array, triangles: Indices, landmarks: Indices, regions: Ma
         gaze[regions[side]] = _gaze(points[regions[side]])
     blur = adjacency(triangles, len(points))
     occlusion = ambient_occlusion(points, triangles)
+    if opened is not None:
+        lit = ambient_occlusion((opened - origin) / span, triangles)
+        for region in _INSIDE:
+            occlusion[regions[region]] = lit[regions[region]]
     return Canvas(
         points=points,
         landmarks=points[landmarks],
@@ -145,11 +153,10 @@ def paint(canvas: Canvas, look: Look) -> Array:
     colour = _blend(colour, np.array([0.10, 0.07, 0.06]), _lash_line(canvas, look))
     colour = _blend(colour, np.array([0.16, 0.07, 0.06]), _nostrils(canvas))
     shade = 0.45 + 0.55 * canvas.occlusion
-    for region, paint_colour in (("mouth", _MOUTH), ("gums", _GUM), ("teeth", _TOOTH)):
-        if region in canvas.regions:
-            inside = canvas.regions[region]
-            colour[inside] = paint_colour
-            shade[inside] = 0.6 + 0.4 * canvas.occlusion[inside]
+    for region, (inside_colour, darkest) in _INSIDE.items():
+        inside = canvas.regions[region]
+        colour[inside] = inside_colour
+        shade[inside] = np.minimum(1, darkest + canvas.occlusion[inside] * 1.6)
     eyes = canvas.gaze < np.pi
     colour[eyes] = _eyes(canvas, look)[eyes]
     shade[eyes] = 0.55 + 0.45 * canvas.occlusion[eyes]
@@ -183,8 +190,8 @@ def _skin(canvas: Canvas, look: Look) -> Array:
     tip = _spot(canvas, marks[30], 0.11)
     flush = 0.05 * look.redness + (0.10 + 0.09 * look.blush) * (cheeks + 0.8 * tip)
     melanin = np.array([0.12, 0.17, 0.20]) * look.tone + np.array([0.0, -0.01, 0.05]) * look.undertone
-    speckle = (0.10 + 0.10 * look.freckles) * (cheeks + tip) * np.clip(canvas.grain - 0.4, -0.5, 1.5)
-    depth = melanin + np.outer(flush, red) + np.outer(0.02 * canvas.grain + 0.6 * speckle, [0.5, 0.8, 1.0])
+    speckle = (0.08 + 0.08 * look.freckles) * (cheeks + tip) * np.clip(canvas.grain - 0.4, -0.5, 1.5)
+    depth = melanin + np.outer(flush, red) + np.outer(0.01 * canvas.grain + 0.6 * speckle, [0.5, 0.8, 1.0])
     depth += np.outer(0.10 + 0.08 * look.eye_shadow, [0.9, 1.0, 0.8]) * rings[:, None]
     depth += np.outer((0.12 + 0.11 * look.beard) * _beard(canvas), [1.1, 1.0, 0.85])
     return np.asarray(_SKIN * np.exp(-depth))
@@ -199,7 +206,7 @@ def _beard(canvas: Canvas) -> Array:
     lips = 0.9 * _fade(curve_distance(canvas.points, lip)[0], 0.30, 0.02)
     below_nose = _fade(canvas.points[:, 1], marks[33, 1] + 0.05, marks[33, 1] - 0.09)
     either = chin + lips - chin * lips
-    return np.asarray(either * below_nose * _fade(canvas.points[:, 2], -0.9, -0.55) * (1 + 0.15 * canvas.grain))
+    return np.asarray(either * below_nose * _fade(canvas.points[:, 2], -0.9, -0.55) * (1 + 0.08 * canvas.grain))
 
 
 def _hair_cap(canvas: Canvas, look: Look) -> Array:
@@ -220,11 +227,11 @@ def _brows(canvas: Canvas, look: Look) -> Array:
     facing = _fade(canvas.points[:, 2], -0.6, -0.4)
     for row in (range(17, 22), range(26, 21, -1)):
         curve = smooth_curve(canvas.landmarks[list(row)][:, :2], closed=False)
-        curve[:, 1] += 0.012 * look.brow_height - 0.035
+        curve[:, 1] += 0.006 * look.brow_height - 0.035
         distance, place = curve_distance(canvas.points[:, :2], curve)
-        half = np.interp(place, [0, 0.35, 0.8, 1], [0.010, 0.030, 0.042, 0.036]) * (1 + 0.2 * look.brow_width)
+        half = np.interp(place, [0, 0.35, 0.8, 1], [0.010, 0.030, 0.042, 0.036]) * (1.1 + 0.12 * look.brow_width)
         density = np.interp(place, [0, 0.2, 0.8, 1], [0.5, 0.9, 0.9, 0.7])
-        weight = np.maximum(weight, density * _fade(distance / half + 0.12 * canvas.grain, 1.35, 0.55))
+        weight = np.maximum(weight, density * _fade(distance / half, 1.5, 0.4))
     return weight * facing
 
 
@@ -249,17 +256,17 @@ def _lash_line(canvas: Canvas, look: Look) -> Array:
         rim = smooth_curve(marks, closed=True)
         distance, place = curve_distance(canvas.points, rim)
         upper = _fade(np.cos(2 * np.pi * (place - 0.22)), -0.3, 0.6)
-        weight = np.maximum(weight, (0.35 + 0.5 * upper) * np.exp(-((distance / 0.020) ** 2)))
+        weight = np.maximum(weight, (0.35 + 0.5 * upper) * np.exp(-((distance / (0.016 + 0.012 * upper)) ** 2)))
     return np.asarray(np.clip(weight * (0.9 + 0.15 * look.lashes), 0, 1))
 
 
 def _nostrils(canvas: Canvas) -> Array:
-    """Dark openings under the nose, between its tip and its wings."""
+    """The occluded hollows above the nose base (landmarks 31-35) are dark."""
     weight = np.zeros(len(canvas.points))
-    for wing, inner in ((31, 32), (35, 34)):
-        centre = (canvas.landmarks[wing] + canvas.landmarks[inner]) / 2 + [0, 0.015, 0.0]
-        weight = np.maximum(weight, 0.9 * _spot(canvas, centre, 0.030))
-    return weight
+    for wing in (31, 35):
+        centre = (canvas.landmarks[wing] + canvas.landmarks[33]) / 2 + [0, 0.08, -0.02]
+        weight = np.maximum(weight, _fade(_spot(canvas, centre, 0.06), 0.05, 0.5))
+    return 0.85 * weight * _fade(canvas.occlusion, 0.30, 0.05)
 
 
 def _eyes(canvas: Canvas, look: Look) -> Array:
@@ -286,8 +293,8 @@ def albedo_modes(canvas: Canvas, triangles: Indices, *, smooth: int = 10) -> tup
         mean += (low + high) / 2 - base
         modes.append((high - low) / (2 * _REACH))
     skin = canvas.gaze == np.pi
-    for region in ("teeth", "gums", "mouth"):
-        skin &= ~canvas.regions.get(region, np.zeros_like(skin))
+    for region in _INSIDE:
+        skin &= ~canvas.regions[region]
     waves = laplacian_modes(canvas.points, triangles, skin, smooth)
     waves *= (0.035 / np.sqrt(1 + np.arange(smooth) / 2))[:, None]
     axes = (np.array([1.0, 1.0, 1.0]), np.array([0.5, -0.35, -0.35]))
