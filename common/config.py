@@ -39,8 +39,8 @@ class RunConfig:
         for key, value in (("run.package", self.package), ("run.name", self.name)):
             if value in {".", ".."} or "/" in value or "\\" in value:
                 raise ValueError(f"{key} is one folder name, not a path: {value!r}")
-        if self.seed < 0:
-            raise ValueError(f"run.seed must not be negative: {self.seed}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"run.seed must be in [0, 2**32): {self.seed}")
 
     @property
     def folder(self) -> Path:
