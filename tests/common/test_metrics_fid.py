@@ -2,6 +2,7 @@
 
 import json
 import math
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -311,7 +312,9 @@ def figures(ranks: list[int]) -> dict[str, Tensor]:
 
 def run_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=120)
+    )
     torch.save(figures([rank]), f"{folder}/rank{rank}.pt")
     distributed.destroy_process_group()
 
