@@ -215,7 +215,7 @@ def describe_label(path: Path) -> str:
 def draw_words(image: np.ndarray, font_file: str = "") -> np.ndarray:
     """Draw "AI-generated" on a dark patch in the lower right corner.
 
-    Letters are 6 % of the short side high, at least 9 px (GB 45438-2025 asks for 5 %); where that does not fit, the
+    The line is 6 % of the short side high, at least 9 px (GB 45438-2025 asks for 5 %); where that does not fit, the
     size goes down to 8 px and the words down to "AI".
 
     Args:

