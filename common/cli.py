@@ -1,6 +1,7 @@
 """What every command line shares: options, and one line with exit code 2 for what the user can mend."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -29,20 +30,23 @@ class Commands(TyperGroup):
     after Ctrl-C. Any other exception is a defect and keeps its traceback.
     """
 
-    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Run the command that the words name, then exit."""
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> NoReturn:
+        """Run the command that the words name, or show the help where there is none; then exit."""
+        words = list(sys.argv[1:] if args is None else args) or ["--help"]
         try:
-            code = super().main(*args, **kwargs | {"standalone_mode": False})
+            code = super().main(words, *rest, **kwargs | {"standalone_mode": False})
         except UserError as error:
             _exit(f"error: {error}", 2)
+        except typer.Exit as error:
+            code = error.exit_code
         except (KeyboardInterrupt, typer.Abort):
-            _exit("interrupted", 130)
+            code = 130
         except Exception as error:
-            if not hasattr(
-                error, "format_message"
-            ):  # not of the parser's exceptions, whose module moved between versions
+            if not hasattr(error, "format_message"):  # the parser's have it; their module moved
                 raise
             _exit(f"error: {error.format_message()}", 2)
+        if code == 130:
+            _exit("interrupted", 130)
         sys.exit(code if isinstance(code, int) else 0)
 
 

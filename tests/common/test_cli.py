@@ -70,11 +70,11 @@ def test_a_defect_keeps_its_traceback() -> None:
     assert isinstance(result.exception, ZeroDivisionError)
 
 
-def test_help_names_the_commands() -> None:
-    code, out, _ = run("--help")
-    assert code == 0
-    assert "train" in out
-    assert "A toy." in out
+@pytest.mark.parametrize("words", [(), ("--help",)])
+def test_help_names_the_commands(words: tuple[str, ...]) -> None:
+    code, out, err = run(*words)
+    assert (code, err) == (0, "")
+    assert all(part in out for part in ("A toy.", "train", "Train a toy.", "make"))
 
 
 def test_a_single_command_keeps_its_name() -> None:
