@@ -4,6 +4,7 @@ Every coordinate is a continuous pixel: pixel (row i, column j) covers [j, j+1) 
 (j + 0.5, i + 0.5). Scaling a picture therefore scales its coordinates, with no offset.
 """
 
+import math
 from typing import Literal
 
 import numpy as np
@@ -124,8 +125,11 @@ def warp(
     forward = torch.as_tensor(matrix, dtype=torch.float64, device="cpu")
     if forward.shape != (len(image), 2, 3):
         raise ValueError(f"one (2,3) matrix per picture: {len(image)} pictures, matrices {tuple(forward.shape)}")
-    rows = [_warp_one(image[i : i + 1], forward[i], size, border) for i in range(len(image))]
-    return torch.cat(rows) if rows else image.new_zeros(0, image.shape[1], *size)
+    result = image.new_zeros(len(image), image.shape[1], *size)
+    for (halvings, samples), chosen in _by_scale(forward, (image.shape[2], image.shape[3])).items():
+        part = image if len(chosen) == len(image) else image[chosen]
+        result[chosen] = _warp_alike(part, forward[chosen], size, border, halvings, samples)
+    return result
 
 
 def align_face(
@@ -188,29 +192,44 @@ _GRID_PADDING = {"reflection": "reflection", "replicate": "border", "zeros": "ze
 _SAMPLES_BEFORE_HALVING = 4
 
 
-def _warp_one(image: Tensor, matrix: Tensor, size: tuple[int, int], border: Border) -> Tensor:
-    """`warp` of one picture: (1,C,H,W) through a (2,3) float64 map."""
-    backward = torch.eye(3, dtype=torch.float64)
-    backward[:2] = matrix
-    backward = torch.linalg.inv(backward)[:2]
-    # The longest step that one output pixel makes in the source.
-    step = float(torch.linalg.matrix_norm(backward[:, :2], ord=2))
-    while step > _SAMPLES_BEFORE_HALVING and min(image.shape[2:]) > 1:
+def _by_scale(forward: Tensor, shape: tuple[int, int]) -> dict[tuple[int, int], list[int]]:
+    """Group maps (B,2,3) by how often the picture is halved first and the side of the grid of samples per pixel."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    # The longest step that one output pixel makes in the source is the inverse of the smallest stretch.
+    stretches = torch.linalg.matrix_norm(forward[:, :, :2], ord=-2).tolist()
+    for index, stretch in enumerate(stretches):
+        if stretch < 1e-9:
+            raise ValueError(f"matrix {index} flattens the picture: it has no inverse")
+        step, halvings, shortest = 1 / stretch, 0, min(shape)
+        while step > _SAMPLES_BEFORE_HALVING and shortest > 1:
+            step, halvings, shortest = step / 2, halvings + 1, (shortest + 1) // 2
+        samples = min(max(1, math.ceil(step - 1e-6)), _SAMPLES_BEFORE_HALVING)
+        groups.setdefault((halvings, samples), []).append(index)
+    return groups
+
+
+def _warp_alike(
+    image: Tensor, forward: Tensor, size: tuple[int, int], border: Border, halvings: int, samples: int
+) -> Tensor:
+    """`warp` of pictures that are halved and sampled alike."""
+    backward = torch.eye(3, dtype=torch.float64).repeat(len(forward), 1, 1)
+    backward[:, :2] = forward
+    backward = torch.linalg.inv(backward)[:, :2] / 2**halvings
+    for _ in range(halvings):
         odd = (0, image.shape[3] % 2, 0, image.shape[2] % 2)
         image = F.avg_pool2d(F.pad(image, odd, mode="replicate"), 2)
-        backward, step = backward / 2, step / 2
-    samples = min(max(1, int(np.ceil(step - 1e-6))), _SAMPLES_BEFORE_HALVING)
-    grid = _sampling_grid(backward, size, samples, (image.shape[2], image.shape[3]))
-    sampled = F.grid_sample(
-        image, grid.to(image), mode="bilinear", padding_mode=_GRID_PADDING[border], align_corners=False
-    )
+    theta = _normalised(backward, size, (image.shape[2], image.shape[3]))
+    shape = [len(image), image.shape[1], size[0] * samples, size[1] * samples]
+    grid = F.affine_grid(theta, shape, align_corners=False).to(image)
+    sampled = F.grid_sample(image, grid, mode="bilinear", padding_mode=_GRID_PADDING[border], align_corners=False)
     return F.avg_pool2d(sampled, samples) if samples > 1 else sampled
 
 
-def _sampling_grid(backward: Tensor, size: tuple[int, int], samples: int, source: tuple[int, int]) -> Tensor:
-    """Where each of samples x samples points per output pixel falls, normalised to -1..1: (1,rows,columns,2)."""
-    rows, columns = ((torch.arange(count * samples, dtype=torch.float64) + 0.5) / samples for count in size)
-    y, x = torch.meshgrid(rows, columns, indexing="ij")
-    points = torch.stack([x, y], dim=-1) @ backward[:, :2].T + backward[:, 2]
+def _normalised(backward: Tensor, size: tuple[int, int], source: tuple[int, int]) -> Tensor:
+    """Maps (B,2,3) from output to source pixels, in the -1..1 coordinates of both pictures."""
+    rows, columns = size
     height, width = source
-    return (points / torch.tensor([width, height], dtype=torch.float64) * 2 - 1)[None]
+    from_unit = torch.tensor([[columns / 2, 0, columns / 2], [0, rows / 2, rows / 2], [0, 0, 1]], dtype=torch.float64)
+    to_unit = torch.tensor([[2 / width, 0, -1], [0, 2 / height, -1]], dtype=torch.float64)
+    full = torch.cat([backward @ from_unit, torch.tensor([0.0, 0, 1]).double().expand(len(backward), 1, 3)], dim=1)
+    return to_unit @ full
