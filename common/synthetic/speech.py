@@ -107,7 +107,7 @@ class PhonemeEvent:
 
 @dataclass(frozen=True)
 class WordEvent:
-    """One word of the text as espeak counts them (in Mandarin often one character), from `start` to before `end`, in samples."""
+    """One word as espeak counts them (in Mandarin often one character), from `start` to before `end`, in samples."""
 
     text: str
     start: int
@@ -312,5 +312,4 @@ def _run(callback: Any, text: str, voice: Path, words_per_minute: int) -> None:
         library.espeak_Terminate()
     finally:
         # ctypes never unloads by itself, and only that resets espeak's globals
-        unload = getattr(_ctypes, "dlclose", getattr(_ctypes, "FreeLibrary", None))
-        unload(library._handle)
+        getattr(_ctypes, "dlclose" if hasattr(_ctypes, "dlclose") else "FreeLibrary")(library._handle)
