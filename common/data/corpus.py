@@ -182,9 +182,10 @@ class Corpus:
         for split in SPLITS:
             items = self.items(split=split)
             counts = [f"{(items['kind'] == kind).sum()} {kind}s" for kind in KINDS if (items["kind"] == kind).any()]
-            hours = items["samples"].sum() / SAMPLE_RATE / 3600
+            minutes = items["samples"].sum() / SAMPLE_RATE / 60
+            sound = f"{minutes / 60:.1f} h" if minutes >= 60 else f"{minutes:.1f} min"
             people = items["identity"].nunique()
-            lines.append(f"  {split:5} {people} identities, {', '.join(counts) or 'nothing'}, {hours:.2f} h of audio")
+            lines.append(f"  {split:5} {people} identities, {', '.join(counts) or 'nothing'}, {sound} of audio")
         dropped = int((self.table["dropped"] != "").sum())
         if dropped:
             lines.append(f"  {dropped} items dropped: {REPORT} names each with its reason")

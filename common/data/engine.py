@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -253,8 +254,9 @@ _worker: tuple[Job, Any] | None = None
 
 
 def _start_worker(job: Job) -> None:
-    """One thread per process, and no orphans: a worker ends with the process that started it."""
+    """One thread per process; Ctrl-C is the parent's; and no orphans: a worker ends with its parent."""
     global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -3,6 +3,7 @@
 Everything here is a pure function of a file and the settings, and reports what it leaves out.
 """
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,7 @@ from common.faces import Face, FaceBackend, align_face, align_matrix, load_backe
 MediaKind = Literal["video", "voice", "photo"]
 _SHARPNESS_SIDE = 64
 _CANDIDATES_PER_FACE = 4
+_FRAMES_AT_ONCE = 8
 _DOMINANCE = 2.0
 _WHOLE = 0.8  # the last of four or more candidate frames lies behind this, unless the file breaks off
 
@@ -79,9 +81,11 @@ class ToolKit:
     """The factory of `Tools` that is sent to worker processes."""
 
     settings: Settings
+    device: str = "cpu"
+    """Torch device of the face backend."""
 
     def __call__(self) -> Tools:
-        return Tools(self.settings, load_backend(self.settings.backend))
+        return Tools(self.settings, load_backend(self.settings.backend, self.device))
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,7 @@ def voices_of(media: Media, path: Path, tools: Tools) -> Outcome:
     settings, outcome = tools.settings, Outcome()
     wave = load_audio(path, SAMPLE_RATE, max_seconds=settings.longest_file, strict=True)
     if wave.shape[0] >= round(settings.longest_file * SAMPLE_RATE):
-        outcome.drops.append(Drop(media.source, f"its sound after {settings.longest_file:g} s is not used"))
+        outcome.drops.append(Drop(media.source, f"only its first {settings.longest_file:g} s are used"))
     if reason := check_voice(wave, SAMPLE_RATE):
         raise UserError(f"no voice: {reason}")
     segments = tools.speech(wave, SAMPLE_RATE)
@@ -205,15 +209,18 @@ def faces_of(media: Media, path: Path, tools: Tools) -> Outcome:
     best: dict[int, Crop] = {}
     refused: Counter[str] = Counter()
     count, place = settings.faces_per_video, 0.0
-    for place, image in sampled_frames(path, count * _CANDIDATES_PER_FACE, settings.longest_file):
-        try:
-            crop = best_face(image, tools.faces.detect([image])[0], settings)
-        except UserError as error:
-            refused[str(error)] += 1
-            continue
-        stretch = min(int(place * count), count - 1)
-        if stretch not in best or crop.score > best[stretch].score:
-            best[stretch] = crop
+    frames = sampled_frames(path, count * _CANDIDATES_PER_FACE, settings.longest_file)
+    while batch := list(itertools.islice(frames, _FRAMES_AT_ONCE)):
+        found = tools.faces.detect([image for _, image in batch])
+        for (place, image), faces in zip(batch, found, strict=True):
+            try:
+                crop = best_face(image, faces, settings)
+            except UserError as error:
+                refused[str(error)] += 1
+                continue
+            stretch = min(int(place * count), count - 1)
+            if stretch not in best or crop.score > best[stretch].score:
+                best[stretch] = crop
     if not best:
         reasons = "; ".join(f"{reason} ({number} frames)" for reason, number in refused.most_common(3))
         raise UserError(f"no usable face: {reasons or 'no frames'}")
@@ -311,8 +318,8 @@ def sampled_frames(path: Path, count: int, longest: float) -> Iterator[tuple[flo
             duration = _seconds(container, stream, longest)
             rate = float(stream.average_rate or 25)
             start: float | None = None
-            for frame in container.decode(stream):
-                time = frame.time if frame.time is not None else decoded / rate
+            for index, frame in enumerate(container.decode(stream)):
+                time = frame.time if frame.time is not None else index / rate
                 start = time if start is None else start
                 place = (time - start) / duration
                 if place >= 1:

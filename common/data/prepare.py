@@ -69,7 +69,8 @@ def prepare(
     limit: int | None = None,
     workers: int | None = None,
     fresh: bool = False,
-    toolkit: Callable[[Settings], Callable[[], Tools]] = ToolKit,
+    device: str = "cpu",
+    toolkit: Callable[[Settings, str], Callable[[], Tools]] = ToolKit,
     **meta: Any,
 ) -> Report:
     """Turn raw data into a corpus, or go on with a run that was interrupted.
@@ -88,6 +89,7 @@ def prepare(
         limit: at most so many people.
         workers: processes; 0 works in this one, None takes all cores.
         fresh: throw away what an earlier run with other options left in `out`.
+        device: torch device of the face backend.
         toolkit: makes the factory of the models; for tests.
         meta: further arguments of the source, see `plan_folder` and `plan_voxceleb`.
 
@@ -105,7 +107,7 @@ def prepare(
     settings = Settings(size=size, backend=backend, faces_per_video=faces_per_video)
     plan = SOURCES[source](input, limit=limit, **meta)
     begin(out, {"source": source, "input": printable(input.resolve()), **_as_json(settings)}, fresh=fresh)
-    job = Job(root=out, function=ingest, tools=toolkit(settings), describe=describe)
+    job = Job(root=out, function=ingest, tools=toolkit(settings, device), describe=describe)
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     records = run_units(plan.units, job, workers=min(workers, len(plan.units)), label="preparing")
     clean(out)

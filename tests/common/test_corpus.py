@@ -84,7 +84,7 @@ def test_extra_columns_are_kept(tmp_path):
 def test_summary_counts(tmp_path):
     items = [*rows("abcdef"), Item("faces/a/2", "a", "train", "face", "", dropped="blurred")]
     lines = Corpus.open(build(tmp_path, items)).summary().splitlines()
-    assert "train 2 identities, 2 voices, 2 faces, 0.00 h" in lines[1]
+    assert "train 2 identities, 2 voices, 2 faces, 0.1 min of audio" in lines[1]
     assert "1 items dropped" in lines[-1]
 
 

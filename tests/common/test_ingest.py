@@ -8,10 +8,21 @@ import pytest
 import scipy.ndimage
 import torch
 
-from common.data.ingest import Settings, best_face, cut_speech, sampled_frames, sharpness_of, turn_of
+from common.data.engine import Unit
+from common.data.ingest import (
+    Media,
+    Settings,
+    Tools,
+    best_face,
+    cut_speech,
+    ingest,
+    sampled_frames,
+    sharpness_of,
+    turn_of,
+)
 from common.errors import UserError
 from common.faces import Face
-from tests.common.toy_media import RATE, FakeFaces, landmarks_in, photo, save_video, save_voice, voice
+from tests.common.toy_media import RATE, FakeFaces, landmarks_in, loud, photo, save_video, save_voice, voice
 
 
 @pytest.mark.parametrize(
@@ -34,6 +45,16 @@ def test_cut_speech_lengths(seconds, pieces, count):
 def test_cuts_move_into_pauses():
     segments = [(0, 95), (200, 310), (400, 500)]
     assert [len(piece) for piece in cut_speech(torch.zeros(500), segments, 50, 1000, 3)] == [95, 110, 100]
+
+
+def test_of_a_long_file_the_beginning_is_used_and_the_rest_is_named(tmp_path):
+    save_video(tmp_path / "x.mp4", [photo((20, 20, 100), seed=i) for i in range(125)], voice(5.0))
+    media = Media(str(tmp_path / "x.mp4"), "x.mp4", "video", "ann", "x")
+    tools = Tools(Settings(size=64, longest_file=2.0, faces_per_video=4), FakeFaces(), loud)
+    outcome = ingest(Unit("x", "", (media,)), tools)
+    assert [drop.reason for drop in outcome.drops] == ["only its first 2 s are used"]
+    assert [product.item.kind for product in outcome.products] == ["voice"] + ["face"] * 4
+    assert outcome.products[0].item.samples == pytest.approx(1.6 * RATE, rel=0.1)  # AAC smears the bursts
 
 
 def test_turn_and_sharpness():

@@ -58,6 +58,7 @@ class FakeKit:
     """`Tools` without networks."""
 
     settings: Settings
+    device: str = "cpu"
 
     def __call__(self) -> Tools:
         return Tools(self.settings, FakeFaces(), loud)
