@@ -23,12 +23,17 @@ def vertex_normals(vertices: Tensor, triangles: Tensor) -> Tensor:
     normal.
     """
     batch, count, _ = vertices.shape
-    first, second, third = (vertices[:, triangles[:, corner]] for corner in range(3))
-    faces = F.normalize(torch.linalg.cross(second - first, third - first), dim=2, eps=1e-12)
-    summed = vertices.new_zeros(batch, count, 3)
+    axes = [vertices[..., axis].t().contiguous() for axis in range(3)]  # (V,B): a gather takes whole rows
+    one, two = ([axis[triangles[:, k]] - axis[triangles[:, 0]] for axis in axes] for k in (1, 2))
+    cross = [one[i - 2] * two[i - 1] - one[i - 1] * two[i - 2] for i in range(3)]
+    squared = cross[0] ** 2 + cross[1] ** 2 + cross[2] ** 2
+    proper = squared > 1e-30  # without area: no normal, and no gradient
+    inverse = torch.where(proper, torch.rsqrt(torch.where(proper, squared, 1.0)), 0.0)
+    faces = torch.cat([part * inverse for part in cross], dim=1)
+    summed = vertices.new_zeros(count, 3 * batch)
     for corner in range(3):
-        summed = summed.index_add(1, triangles[:, corner], faces)
-    return F.normalize(summed, dim=2, eps=1e-12)
+        summed = summed.index_add(0, triangles[:, corner], faces)
+    return F.normalize(summed.view(count, 3, batch).permute(2, 0, 1), dim=2, eps=1e-12)
 
 
 def harmonics(normals: Tensor) -> Tensor:

@@ -87,8 +87,8 @@ def _visible(xy: Tensor, depth: Tensor, triangles: Tensor, size: tuple[int, int]
     height, width = size
     batch, count = depth.shape
     kept, left, top, columns, rows = _boxes(xy, depth, triangles, size, cull)
-    image = kept // triangles.shape[0]
-    face = kept - image * triangles.shape[0]
+    face = kept // batch
+    image = kept - face * batch
     corners = [triangles[face, corner] + image * count for corner in range(3)]
     edges, area = _edges([xy.reshape(-1, 2)[corner].double() for corner in corners])
     distances = [depth.reshape(-1)[corner].double() for corner in corners]
@@ -114,17 +114,18 @@ def _visible(xy: Tensor, depth: Tensor, triangles: Tensor, size: tuple[int, int]
 def _boxes(
     xy: Tensor, depth: Tensor, triangles: Tensor, size: tuple[int, int], cull: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Triangles that may cover a pixel centre: flat index (batch * F + face); left, top, columns, rows of the box.
+    """Triangles that may cover a pixel centre: flat index (face * B + image); left, top, columns, rows of the box.
 
     Works in the input's precision, so each bound is a little generous: a pixel too many is harmless, one too few is a
     hole.
     """
     margin = 1e-3
     valid = (depth >= NEAR) & torch.isfinite(depth) & torch.isfinite(xy).all(dim=2)
-    x, y = xy.masked_fill(~valid.unsqueeze(2), torch.nan).unbind(2)  # not-a-number fails every comparison below
+    points = xy.masked_fill(~valid.unsqueeze(2), torch.nan)  # not-a-number fails every comparison below
+    x, y = (points[..., axis].t().contiguous() for axis in range(2))  # (V,B): a gather takes whole rows
     bounds, sides = [], []
     for values, extent in ((x, size[1]), (y, size[0])):
-        first, second, third = (values[:, triangles[:, corner]] for corner in range(3))
+        first, second, third = (values[triangles[:, corner]] for corner in range(3))
         low = torch.minimum(torch.minimum(first, second), third)
         high = torch.maximum(torch.maximum(first, second), third)
         bounds.append(low.sub_(0.5 + margin).ceil_().clamp_(min=0))
