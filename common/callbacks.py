@@ -47,6 +47,7 @@ class StepLogger(Callback):
         self._mark = time.perf_counter()
         self._seconds = {"time/data": 0.0, "time/step": 0.0}
         self._timed = 0
+        self.last: dict[str, float] = {}
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Start the clock."""
@@ -109,6 +110,7 @@ class StepLogger(Callback):
                 columns.setdefault(name, []).append(number)
         self._window = []
         row = {name: math.fsum(numbers) / len(numbers) for name, numbers in columns.items()}
+        self.last |= row
         if self._timed:
             row |= {name: seconds / self._timed for name, seconds in self._seconds.items()}
             for logger in trainer.loggers:
@@ -158,9 +160,10 @@ def to_grid(images: Tensor) -> Image.Image:
 
 
 class ProgressBar(Callback):
-    """Steps done, time left and the newest losses on standard error; silent where that is no terminal."""
+    """Steps done, time left and the losses of the newest row on standard error; silent where that is no terminal."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, losses: StepLogger) -> None:
+        self._losses = losses
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._progress = Progress(*columns, console=Console(file=sys.stderr))
         self._task = self._progress.add_task("train", total=total)
@@ -172,7 +175,8 @@ class ProgressBar(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         """Advance."""
-        self._progress.update(self._task, completed=cast(TrainModule, module).step)
+        losses = " ".join(f"{name.rpartition('/')[2]} {value:.3g}" for name, value in self._losses.last.items())
+        self._progress.update(self._task, completed=cast(TrainModule, module).step, description=losses or "train")
 
     def on_train_end(self, *_: Any) -> None:
         """Leave the terminal clean."""

@@ -159,8 +159,9 @@ class WandbLogger(Logger):
 
             try:
                 self._run = self._open(self._mode)
-            except (wandb.errors.Error, OSError) as error:
+            except (wandb.errors.Error, OSError, ValueError) as error:
                 warnings.warn(f"Weights & Biases is out of reach, so this run logs offline: {error}", stacklevel=2)
+                wandb.teardown()  # its service still holds the run that failed
                 self._run = self._open("offline")
             self._run.define_metric("step")
             self._run.define_metric("*", step_metric="step")

@@ -111,9 +111,10 @@ def git_version() -> str:
 def _callbacks(module: TrainModule, cfg: ExperimentConfig, folder: Path, more: Sequence[Callback]) -> list[Callback]:
     """In the order in which they act: the clock first, the save last."""
     trainer = cfg.trainer
-    callbacks: list[Callback] = [StepClock(), StepLogger(trainer.log_every)]
+    losses = StepLogger(trainer.log_every)
+    callbacks: list[Callback] = [StepClock(), losses]
     if trainer.progress:
-        callbacks.append(ProgressBar(trainer.steps))
+        callbacks.append(ProgressBar(trainer.steps, losses))
     if trainer.val_every and hasattr(module, "sample_images"):
         callbacks.append(LogSamples(folder, trainer.val_every))
     return [*callbacks, *more, Checkpoints(folder, trainer.save_every, trainer.keep_every)]
@@ -152,8 +153,8 @@ def _trainer(cfg: ExperimentConfig, callbacks: list[Callback], loggers: list[Any
 def _strategy(settings: TrainerConfig, module: TrainModule) -> str:
     """Lightning's strategy, except that DDP allows unused parameters for manual optimisation.
 
-    With two optimisers each backward pass leaves the other's parameters without gradients, for which plain DDP waits
-    for ever. `auto` means DDP as soon as there are several processes.
+    With two optimisers each backward pass leaves the other's parameters without gradients, which plain DDP refuses.
+    `auto` means DDP as soon as there are several processes.
     """
     several = settings.num_nodes > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1
     if isinstance(settings.devices, int) or settings.devices.isdigit():
@@ -206,6 +207,7 @@ def _run(trainer: Trainer, module: TrainModule, datamodule: TrainData, checkpoin
         # Judges and averaged weights are in eval mode on purpose; small data sets load in the training process.
         warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*but have no `validation_step`.*")  # not every module validates
         warnings.filterwarnings("ignore", message="The number of training batches.*")  # the last row is logged anyway
         warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated.*")  # inside Lightning
         try:

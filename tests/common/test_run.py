@@ -9,6 +9,7 @@ import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -22,9 +23,10 @@ from common.callbacks import StepLogger, ema_update, to_grid
 from common.checkpoints import LAST, PREVIOUS, AtomicCheckpointIO
 from common.config import from_dict, load
 from common.errors import UserError
-from common.loggers import CsvLogger, wandb_mode
+from common.loggers import CsvLogger, make_loggers, wandb_mode
 from common.rng import StepRandom
 from common.run import fit, git_version, load_checkpoint
+from common.training import TrainModule
 from tests.common.toy_gan import ToyConfig, ToyData, ToyGAN, toy_config
 from tests.common.toy_processes import KILLED, run_folder
 
@@ -270,6 +272,35 @@ def test_rows_are_means_of_their_window_also_across_a_resume(tmp_path: Path, who
     assert list(logged) == ["4", "5", "8", "10", "12"]
 
 
+class Classifier(TrainModule):
+    """Automatic optimisation with momentum and a schedule, as an encoder's pre-training has."""
+
+    def __init__(self, cfg: ToyConfig) -> None:
+        super().__init__(cfg, kind="toy.classifier")
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(192, 2), nn.Dropout(0.5))
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = torch.optim.SGD(self.parameters(), 0.1, momentum=0.9)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=12)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, images: Tensor) -> dict[str, Any]:
+        return {"loss": self.net(images).square().mean(), "lr": self.optimizers().param_groups[0]["lr"]}
+
+
+def test_automatic_optimisation_with_a_schedule_resumes_too(tmp_path: Path) -> None:
+    tables = []
+    for name, lengths in (("whole", (12,)), ("parts", (5, 12))):
+        for steps in lengths:
+            cfg = toy_config(tmp_path / name, trainer={"steps": steps})
+            folder = fit(Classifier(cfg), ToyData(cfg), cfg, resume=True)
+        tables.append(rows(folder))
+        assert load_checkpoint(folder / LAST, "toy.classifier")["step"] == 12
+    assert tables[0] == tables[1]
+    rates = [float(row["train/lr"]) for row in tables[0]]
+    assert rates == pytest.approx([0.05 * (1 + np.cos(np.pi * step / 12)) for step in range(12)])
+
+
 def test_two_fits_with_the_same_seed_agree_and_other_seeds_differ(tmp_path: Path, whole: Path) -> None:
     again, _ = train(toy_config(tmp_path))
     assert rows(again) == rows(whole)
@@ -313,6 +344,27 @@ def test_wandb_offline_writes_into_the_run_folder(tmp_path: Path, monkeypatch: p
     data = log.read_bytes()
     assert all(word in data for word in (b"train/d_loss", b"val/real", b"samples", b"toy", b"gan"))
     assert (folder / "wandb_train.txt").read_text().strip() in run.name
+
+
+def test_an_unreachable_dashboard_makes_the_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    modes: list[str] = []
+
+    def init(**arguments: Any) -> MagicMock:
+        modes.append(arguments["mode"])
+        if modes == ["online"]:
+            raise wandb.errors.CommError("no route to host")
+        return MagicMock()
+
+    monkeypatch.setattr(wandb, "init", init)
+    cfg = toy_config(tmp_path)
+    cfg.wandb.mode = "online"
+    _, logger = make_loggers(cfg, tmp_path)
+    with pytest.warns(UserWarning, match="logs offline: no route to host"):
+        logger.log_metrics({"a": 1.0}, step=3)
+    logger.log_metrics({"a": 2.0}, step=4)
+    assert modes == ["online", "offline"]
 
 
 def test_wandb_mode_never_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
