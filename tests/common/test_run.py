@@ -335,10 +335,13 @@ def test_ctrl_c_reaches_the_caller(tmp_path: Path) -> None:
 
 
 def test_wandb_offline_writes_into_the_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
     monkeypatch.delenv("WANDB_MODE", raising=False)
     cfg = toy_config(tmp_path, trainer={"steps": 2, "val_every": 2})
     cfg.wandb.mode = "offline"
     folder, _ = train(cfg)
+    wandb.teardown()  # its service writes the last records shortly after the run has ended
     (run,) = (folder / "wandb").glob("offline-run-*")
     (log,) = run.glob("*.wandb")
     data = log.read_bytes()
