@@ -56,26 +56,26 @@ def ambient_occlusion(vertices: Array, triangles: Indices, *, directions: int = 
     From each of `directions` places spread over the sphere (Fibonacci lattice) the mesh is drawn into a depth map of
     `size` pixels; what lies behind the map is in the dark.
     """
-    normal = normals(vertices, triangles)
     centred = vertices - (vertices.max(0) + vertices.min(0)) / 2
     radius = np.linalg.norm(centred, axis=1).max() * 1.01
     bias = 3 * radius / size
     rank = np.arange(directions) + 0.5
     height, turn = 1 - 2 * rank / directions, rank * np.pi * (3 - np.sqrt(5))
     level = np.sqrt(1 - height**2)
-    seen, total = np.zeros(len(vertices)), np.full(len(vertices), 1e-9)
-    faces = torch.from_numpy(triangles)
-    for towards in np.stack([level * np.cos(turn), height, level * np.sin(turn)], 1):
-        side = np.cross(towards, np.eye(3)[np.abs(towards).argmin()])
-        side /= np.linalg.norm(side)
-        plane = np.stack([centred @ side, centred @ np.cross(towards, side)], 1)
-        xy, depth = (plane / radius + 1) * size / 2, radius + 2 * NEAR - centred @ towards
-        drawn = rasterise(torch.from_numpy(xy)[None], torch.from_numpy(depth)[None], faces, (size, size), cull=False)
-        column, row = xy.astype(np.int64).clip(0, size - 1).T
-        cosine = np.maximum(normal @ towards, 0)
-        seen += cosine * (depth <= drawn.depth[0].numpy()[row, column] + bias)
-        total += cosine
-    return np.asarray(seen / total)
+    towards = np.stack([level * np.cos(turn), height, level * np.sin(turn)], 1)
+    side = np.cross(towards, np.roll(towards, 1, axis=1))
+    side /= np.linalg.norm(side, axis=1, keepdims=True)
+    up = np.cross(towards, side)
+    cosine = np.maximum(towards @ normals(vertices, triangles).T, 0)
+    seen, faces = np.empty_like(cosine), torch.from_numpy(triangles)
+    for start in range(0, directions, 8):  # a few at a time bounds the memory
+        part = slice(start, start + 8)
+        plane = np.stack([side[part] @ centred.T, up[part] @ centred.T], axis=2)
+        xy, depth = (plane / radius + 1) * size / 2, radius + 2 * NEAR - towards[part] @ centred.T
+        drawn = rasterise(torch.from_numpy(xy), torch.from_numpy(depth), faces, (size, size), cull=False).depth.numpy()
+        column, row = np.moveaxis(xy.astype(np.int64).clip(0, size - 1), 2, 0)
+        seen[part] = depth <= np.take_along_axis(drawn.reshape(len(xy), -1), row * size + column, axis=1) + bias
+    return np.asarray((seen * cosine).sum(0) / (cosine.sum(0) + 1e-9))
 
 
 def adjacency(triangles: Indices, count: int) -> csr_matrix:
