@@ -1,17 +1,25 @@
 """Two processes over gloo train what one process trains with the same global batch, and resume to the same bits."""
 
-import csv
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from common.checkpoints import LAST
-from common.run import fit, load_checkpoint
-from tests.common.toy_gan import ToyData, ToyGAN, toy_config
+from common.run import load_checkpoint
+from tests.common.toy_gan import ToyGAN, rows, toy_config, train_toy
 from tests.common.toy_processes import DDP_CHANGES
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads() -> Iterator[None]:
+    """Give the process its threads back: the toy's bits are compared on one."""
+    count = torch.get_num_threads()
+    yield
+    torch.set_num_threads(count)
 
 
 @pytest.fixture(scope="module")
@@ -28,17 +36,11 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ToyGAN]:
     """The single-process run with the doubled batch: `batch_size` counts the items of all processes."""
     cfg = toy_config(tmp_path_factory.mktemp("one"), **DDP_CHANGES)
-    module = ToyGAN(cfg)
-    return fit(module, ToyData(cfg), cfg), module
-
-
-def table(folder: Path) -> list[dict[str, str]]:
-    with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
-        return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in csv.DictReader(file)]
+    return train_toy(cfg)
 
 
 def test_losses_and_validation_reduced_over_ranks_are_those_of_one_process(two: Path, one: tuple[Path, ToyGAN]) -> None:
-    ours, theirs = table(two / "whole" / "toy" / "gan"), table(one[0])
+    ours, theirs = rows(two / "whole" / "toy" / "gan"), rows(one[0])
     assert [row["step"] for row in ours] == [row["step"] for row in theirs] == [str(i) for i in range(1, 13)]
     for our, their in zip(ours, theirs, strict=True):
         assert our.keys() == their.keys()
@@ -57,6 +59,6 @@ def test_both_ranks_hold_the_same_weights_averages_and_means(two: Path, one: tup
 
 def test_two_killed_ranks_resume_to_the_same_bits(two: Path) -> None:
     resumed, whole = (two / name / "toy" / "gan" for name in ("killed", "whole"))
-    assert table(resumed) == table(whole)
+    assert rows(resumed) == rows(whole)
     ours, theirs = (load_checkpoint(folder / LAST, "toy")["state_dict"] for folder in (resumed, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

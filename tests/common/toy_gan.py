@@ -4,6 +4,7 @@ Two optimisers, lazy R1 (double backward), a path-length mean, an EMA of the wei
 random state, random augmentation in the dataset, validation and samples.
 """
 
+import csv
 import os
 import signal
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from torch.utils.data import Dataset
 from common.callbacks import ema_update
 from common.config import ExperimentConfig, RunConfig, TrainerConfig, WandbConfig
 from common.data.sampling import Draw
+from common.run import fit
 from common.training import TrainData, TrainModule, reduce_mean
 
 
@@ -148,3 +150,15 @@ class ToyGAN(TrainModule):
 
     def sample_images(self, count: int) -> Tensor:
         return self.G_ema(torch.randn(count, 5)).tanh()
+
+
+def train_toy(cfg: ToyConfig, **options: Any) -> tuple[Path, ToyGAN]:
+    """Run `fit`; returns the run folder and the module."""
+    module = ToyGAN(cfg)
+    return fit(module, ToyData(cfg), cfg, **options), module
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """metrics.csv without the times."""
+    with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
+        return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in csv.DictReader(file)]

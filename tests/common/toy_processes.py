@@ -16,8 +16,7 @@ from pathlib import Path
 import torch
 
 from common.checkpoints import AtomicCheckpointIO
-from common.run import fit
-from tests.common.toy_gan import ToyConfig, ToyData, ToyGAN, toy_config
+from tests.common.toy_gan import ToyConfig, toy_config, train_toy
 
 KILLED = [("1", 0), ("5", 0), ("5,8", 0), ("11", 0), ("write", 0), ("2", 2), ("7", 2)]
 """(steps at which the run dies one after the other, or "write" for a death inside the second save; loader workers)."""
@@ -47,10 +46,6 @@ def _signal_of(pid: int) -> int:
     return os.WTERMSIG(status) if os.WIFSIGNALED(status := os.waitpid(pid, 0)[1]) else -os.WEXITSTATUS(status)
 
 
-def _train(cfg: ToyConfig, *, resume: bool = False) -> Path:
-    return fit(ToyGAN(cfg), ToyData(cfg), cfg, resume=resume)
-
-
 def _train_and_die_in_a_save(cfg: ToyConfig) -> None:
     whole, saves = AtomicCheckpointIO.write, []
 
@@ -62,7 +57,7 @@ def _train_and_die_in_a_save(cfg: ToyConfig) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     AtomicCheckpointIO.write = half
-    _train(cfg)
+    train_toy(cfg)
 
 
 def kill(out: Path) -> None:
@@ -74,7 +69,7 @@ def kill(out: Path) -> None:
             if death == "write":
                 pid = _fork(lambda cfg=cfg: _train_and_die_in_a_save(cfg))
             else:
-                pid = _fork(lambda cfg=cfg, again=number > 0: _train(cfg, resume=again))
+                pid = _fork(lambda cfg=cfg, again=number > 0: train_toy(cfg, resume=again))
             if _signal_of(pid) != signal.SIGKILL:
                 sys.exit(f"the run {deaths} with {workers} workers did not die by SIGKILL")
 
@@ -107,15 +102,14 @@ def ddp(out: Path) -> None:
 
     def whole(rank: int) -> None:
         cfg = toy_config(out / "whole", trainer=two, **DDP_CHANGES)
-        module = ToyGAN(cfg)
-        fit(module, ToyData(cfg), cfg)
+        _, module = train_toy(cfg)
         torch.save(module.state_dict(), out / f"rank{rank}.pt")
 
     def killed(_: int) -> None:
-        _train(toy_config(out / "killed", trainer=two, kill_at=8, **DDP_CHANGES))
+        train_toy(toy_config(out / "killed", trainer=two, kill_at=8, **DDP_CHANGES))
 
     def resumed(_: int) -> None:
-        _train(toy_config(out / "killed", trainer=two, **DDP_CHANGES), resume=True)
+        train_toy(toy_config(out / "killed", trainer=two, **DDP_CHANGES), resume=True)
 
     for name, work, ending in (("whole", whole, 0), ("killed", killed, int(signal.SIGKILL)), ("resumed", resumed, 0)):
         if (endings := _ranks(work)) != [ending, ending]:
