@@ -143,13 +143,14 @@ def load_face_model(spec: str) -> FaceModel:
     from common.face3d import ict  # the same
 
     if spec == "ict":
-        return ict.load(_find_ict())
+        return ict.load(find_ict())
     if spec.startswith("ict:"):
         return ict.load(Path(spec.removeprefix("ict:")).expanduser())
     raise UserError(f"unknown face model {spec!r}: use builtin, ict, or ict:PATH (an npz or a clone of ICT-FaceKit)")
 
 
-def _find_ict() -> Path:
+def find_ict() -> Path:
+    """Where `ict_facekit.npz` lies: the weights folder or `$SPEECHFACE_MEDIA/face_model`; else `UserError`."""
     from common.weights import weights_folder  # kept out of the import of every face model
 
     places = [weights_folder() / ICT_FILE]
