@@ -1,0 +1,138 @@
+"""Losses that two packages share: adversarial, gradient regularisers, contrastive and margin losses.
+
+Every function is pure, computes in at least float32 whatever the autocast state, and returns a scalar unless said.
+Logits may have any shape.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.convolution import input_gradients_only
+
+
+def _exact(x: Tensor) -> Tensor:
+    """At least float32: half types are widened, float64 is kept."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def nonsaturating_g(fake: Tensor) -> Tensor:
+    """mean softplus(-D(G(z))): the generator's side of the logistic game (Goodfellow et al., 2014)."""
+    return F.softplus(-_exact(fake)).mean()
+
+
+def nonsaturating_d(real: Tensor, fake: Tensor) -> Tensor:
+    """mean softplus(D(G(z))) + mean softplus(-D(x))."""
+    return F.softplus(_exact(fake)).mean() + F.softplus(-_exact(real)).mean()
+
+
+def bce_g(fake: Tensor) -> Tensor:
+    """Binary cross-entropy of fake logits against "real"; as a function equal to `nonsaturating_g`."""
+    return F.binary_cross_entropy_with_logits(_exact(fake), torch.ones_like(_exact(fake)))
+
+
+def bce_d(real: Tensor, fake: Tensor, *, smoothing: float = 0.0) -> Tensor:
+    """Binary cross-entropy of the discriminator; `smoothing` lowers the target of real logits to 1 - smoothing."""
+    real, fake = _exact(real), _exact(fake)
+    target = torch.full_like(real, 1 - smoothing)
+    return F.binary_cross_entropy_with_logits(real, target) + F.binary_cross_entropy_with_logits(
+        fake, torch.zeros_like(fake)
+    )
+
+
+def hinge_g(fake: Tensor) -> Tensor:
+    """-mean D(G(z)) (Lim and Ye, 2017)."""
+    return -_exact(fake).mean()
+
+
+def hinge_d(real: Tensor, fake: Tensor) -> Tensor:
+    """mean max(0, 1 - D(x)) + mean max(0, 1 + D(G(z)))."""
+    return F.relu(1 - _exact(real)).mean() + F.relu(1 + _exact(fake)).mean()
+
+
+def r1_penalty(logits: Tensor, images: Tensor, gamma: float = 10.0) -> Tensor:
+    """gamma / 2 times the mean over samples of ||d logits / d images||^2 (Mescheder et al., 2018).
+
+    `images` (B, ...) must require gradients before the discriminator sees them. Differentiable by the
+    discriminator's parameters. Run the discriminator in float32 for it (`force_fp32`).
+    """
+    with torch.autocast(images.device.type, enabled=False), input_gradients_only():
+        (gradient,) = torch.autograd.grad(_exact(logits).sum(), images, create_graph=True)
+    return _exact(gradient).square().flatten(1).sum(dim=1).mean() * (gamma / 2)
+
+
+def path_lengths(images: Tensor, ws: Tensor, noise: Tensor | None = None) -> Tensor:
+    """Length of each sample's step in image space per step in W: (B,), float32 (Karras et al., 2020, eq. 4).
+
+    images (B, 3, H, W) were synthesised, unfused, from ws (B, num_ws, w_dim), which requires gradients.
+    y = `noise` / sqrt(H W) with unit Gaussian noise of the images' shape (drawn here when None);
+    length = sqrt(mean over ws of ||J^T y||^2).
+    """
+    noise = torch.randn_like(images) if noise is None else noise
+    with torch.autocast(images.device.type, enabled=False), input_gradients_only():
+        projection = (_exact(images) * _exact(noise)).sum() / math.sqrt(images.shape[-2] * images.shape[-1])
+        (gradient,) = torch.autograd.grad(projection, ws, create_graph=True)
+    energy = _exact(gradient).square().sum(dim=2).mean(dim=1)
+    return (energy + 1e-12).sqrt()  # finite slope where a generator ignores w
+
+
+class PathLength(NamedTuple):
+    """Penalty to minimise (unweighted) and the running mean to keep."""
+
+    loss: Tensor
+    mean: Tensor
+
+
+def path_length_penalty(
+    lengths: Tensor, mean: Tensor, *, decay: float = 0.01, batch_mean: Tensor | None = None
+) -> PathLength:
+    """Mean squared deviation of `lengths` (B,) from their running mean, which moves by `decay` first.
+
+    `batch_mean` replaces this batch's own mean length: pass the mean over all ranks, and every rank keeps the same
+    running mean. The running mean is a constant of the loss (no gradient), so one process and many agree.
+    """
+    current = lengths.mean() if batch_mean is None else batch_mean
+    mean = mean.lerp(current.detach().to(mean.dtype), decay)
+    return PathLength((lengths - mean.to(lengths.dtype)).square().mean(), mean)
+
+
+def info_nce(a: Tensor, b: Tensor, *, temperature: float = 0.07, identities: Tensor | None = None) -> Tensor:
+    """Symmetric InfoNCE between matching rows of a and b (N, D) (van den Oord et al., 2018; Radford et al., 2021).
+
+    Rows are normalised here; logits are cosines over `temperature`. With `identities` (N,), other rows of the same
+    identity are left out of the negatives.
+    """
+    logits = F.normalize(_exact(a), dim=1) @ F.normalize(_exact(b), dim=1).t() / temperature
+    if identities is not None:
+        twins = identities[:, None] == identities[None]
+        twins = twins & ~torch.eye(len(twins), dtype=torch.bool, device=twins.device)
+        logits = logits.masked_fill(twins, -torch.inf)
+    target = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
+
+
+class AMSoftmax(nn.Module):
+    """Additive-margin softmax (Wang et al., 2018): cross-entropy of scale * (cosine - margin at the target)."""
+
+    def __init__(self, dim: int, identities: int, *, margin: float = 0.35, scale: float = 30.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(F.normalize(torch.randn(identities, dim), dim=1))
+        self.margin, self.scale = margin, scale
+
+    def cosines(self, embedding: Tensor) -> Tensor:
+        """(N, dim) -> (N, identities) in [-1, 1]."""
+        return F.linear(F.normalize(_exact(embedding), dim=1), F.normalize(_exact(self.weight), dim=1))
+
+    def forward(self, embedding: Tensor, target: Tensor) -> Tensor:
+        """(N, dim) and int64 (N,) -> scalar."""
+        cosines = self.cosines(embedding)
+        shift = self.margin * F.one_hot(target, cosines.shape[1])
+        return F.cross_entropy(self.scale * (cosines - shift), target)
+
+
+def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
+    """mean (1 - cos(a, b)) over rows of (N, D): 0 for parallel rows, 2 for opposite ones."""
+    return (1 - F.cosine_similarity(_exact(a), _exact(b), dim=1)).mean()
