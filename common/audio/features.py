@@ -128,8 +128,9 @@ class BandNormalize(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         shifted = features - features[..., :1]  # so that a constant band is exactly 0
-        variance, mean = torch.var_mean(shifted, dim=-1, correction=0, keepdim=True)
-        return (shifted - mean) / variance.clamp(min=self.minimum**2).sqrt()
+        centred = shifted - shifted.mean(dim=-1, keepdim=True)
+        variance = centred.square().mean(dim=-1, keepdim=True)
+        return centred * variance.clamp(min=self.minimum**2).rsqrt()
 
 
 class LogFilterBank(nn.Module):
@@ -167,7 +168,7 @@ class LogFilterBank(nn.Module):
             block = frames[:, start : start + step] * window
             if first is not None:
                 block[..., 0] += first[:, start : start + step] * window[0]
-            squares = torch.view_as_real(torch.fft.rfft(block, n=self.fft)).square().flatten(-2).to(output)
+            squares = torch.view_as_real(torch.fft.rfft(block, n=self.fft)).square_().flatten(-2).to(output)
             groups = zip(self.ranges, filters, strict=True)
             energy = torch.cat([squares[..., begin:end] @ rows for (begin, end), rows in groups], dim=-1)
             blocks.append(energy.clamp(min=self.floor).log())
@@ -262,7 +263,7 @@ class LogMel(nn.Module):
                 self.bank(self._split(self.emphasis(wave))[0], output, neighbour[:, :count] - carried[:, :count]),
                 self.bank(self.emphasis(tail), output, -carried[:, count:]),
             ]
-            return self.normalize(torch.cat(parts, dim=1).transpose(1, 2)).unsqueeze(1)
+            return self.normalize(torch.cat(parts, dim=1).transpose(1, 2).contiguous()).unsqueeze(1)
 
     def _split(self, wave: Tensor) -> tuple[Tensor, Tensor]:
         """Frames that lie inside the wave (B, T, window), a view, and those that run over its end (B, R, window)."""
@@ -343,7 +344,7 @@ class MFCC(nn.Module):
         with torch.autocast(wave.device.type, enabled=False):
             emphasised = self.emphasis(tile_to(wave, self.window))
             energies = self.bank(emphasised.unfold(1, self.window, self.hop), wave.dtype)
-            static = (energies @ self.dct.to(wave.dtype)).transpose(1, 2)
+            static = (energies @ self.dct.to(wave.dtype)).transpose(1, 2).contiguous()
             slope = delta(static)
             return self.normalize(torch.stack([static, slope, delta(slope)], dim=1))
 
