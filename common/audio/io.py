@@ -46,9 +46,9 @@ def load_audio(
 ) -> Tensor:
     """First audio track of a media file as float32 mono (n,) in [-1, 1] at `sample_rate` Hz.
 
-    Channels are averaged and the rate is changed by a streaming polyphase filter, so that beside the result only
-    about a second of sound is held. N samples at rate r become exactly round(N * sample_rate / r). Samples beyond
-    full scale are clipped, those that are not finite become 0.
+    Channels are averaged and the rate is changed by a streaming polyphase filter, so that beside the result, with
+    room for a quarter more, only about a second of sound is held. N samples at rate r become exactly
+    round(N * sample_rate / r). Samples beyond full scale are clipped, those that are not finite become 0.
 
     Args:
         path: audio or video file.
