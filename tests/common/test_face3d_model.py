@@ -14,6 +14,9 @@ from common.face3d import ict
 from common.face3d.lighting import vertex_normals
 from common.face3d.morphable import FaceModel, load_face_model
 from common.face3d.render import render
+from common.faces.base import load_backend
+from common.faces.identity import load_embedder
+from common.synthetic.identity import sample_nuisance
 
 COUNT = 70
 
@@ -327,3 +330,27 @@ def test_real_ict_model_is_a_face(media: Path) -> None:
     assert picture.mask[1, 0, rows, columns].all()
     assert inside.mean(0).min() < 0.25
     assert inside.min(0).values.max() > 0.4  # white, not merely red
+
+
+@pytest.mark.slow
+@pytest.mark.media
+def test_ict_renders_are_faces_to_a_real_detector(media: Path) -> None:
+    model = load_face_model(f"ict:{media / 'face_model' / 'ict_facekit.npz'}")
+    people, rng = 24, np.random.default_rng(0)
+    identity, albedo = (torch.from_numpy(rng.standard_normal((people, k))).float() for k in (100, model.sizes[2]))
+    shots = [sample_nuisance(model, rng, people, 224) for _ in range(4)]
+    pictures = [
+        render(model, identity, s.expression, albedo, s.angles, s.translation, s.gamma, 224, s.background, 2).image
+        for s in shots
+    ]
+    images = list((torch.cat(pictures).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy())
+    faces = load_backend("dlib").detect(images)
+    found = np.array([len(each) > 0 for each in faces])
+    assert found.mean() >= 0.97
+    middle = np.full((68, 2), 112.0) + np.random.default_rng(1).standard_normal((68, 2))
+    marks = [each[0].landmarks if each else middle for each in faces]
+    embedded = load_embedder("dlib").embed(images, marks)
+    nearest = (embedded[people:] @ embedded[:people].T).argmax(dim=1).numpy()
+    right = (nearest == np.tile(np.arange(people), 3)) & found[people:]
+    print(f"detected {found.mean():.3f} of {len(found)}, identity first in {right.mean():.3f} of {len(right)}")
+    assert right.mean() >= 0.85
