@@ -5,7 +5,7 @@ Logits may have any shape.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -19,22 +19,22 @@ def _exact(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def nonsaturating_g(fake: Tensor) -> Tensor:
-    """mean softplus(-D(G(z))): the generator's side of the logistic game (Goodfellow et al., 2014)."""
+def generator_logistic(fake: Tensor) -> Tensor:
+    """mean softplus(-D(G(z))): the generator's non-saturating side of the logistic game (Goodfellow et al., 2014)."""
     return F.softplus(-_exact(fake)).mean()
 
 
-def nonsaturating_d(real: Tensor, fake: Tensor) -> Tensor:
+def discriminator_logistic(real: Tensor, fake: Tensor) -> Tensor:
     """mean softplus(D(G(z))) + mean softplus(-D(x))."""
     return F.softplus(_exact(fake)).mean() + F.softplus(-_exact(real)).mean()
 
 
-def bce_g(fake: Tensor) -> Tensor:
-    """Binary cross-entropy of fake logits against "real"; as a function equal to `nonsaturating_g`."""
+def generator_bce(fake: Tensor) -> Tensor:
+    """Binary cross-entropy of fake logits against "real"; as a function equal to `generator_logistic`."""
     return F.binary_cross_entropy_with_logits(_exact(fake), torch.ones_like(_exact(fake)))
 
 
-def bce_d(real: Tensor, fake: Tensor, *, smoothing: float = 0.0) -> Tensor:
+def discriminator_bce(real: Tensor, fake: Tensor, *, smoothing: float = 0.0) -> Tensor:
     """Binary cross-entropy of the discriminator; `smoothing` lowers the target of real logits to 1 - smoothing."""
     real, fake = _exact(real), _exact(fake)
     target = torch.full_like(real, 1 - smoothing)
@@ -43,60 +43,70 @@ def bce_d(real: Tensor, fake: Tensor, *, smoothing: float = 0.0) -> Tensor:
     )
 
 
-def hinge_g(fake: Tensor) -> Tensor:
+def generator_hinge(fake: Tensor) -> Tensor:
     """-mean D(G(z)) (Lim and Ye, 2017)."""
     return -_exact(fake).mean()
 
 
-def hinge_d(real: Tensor, fake: Tensor) -> Tensor:
+def discriminator_hinge(real: Tensor, fake: Tensor) -> Tensor:
     """mean max(0, 1 - D(x)) + mean max(0, 1 + D(G(z)))."""
     return F.relu(1 - _exact(real)).mean() + F.relu(1 + _exact(fake)).mean()
 
 
-def r1_penalty(logits: Tensor, images: Tensor, gamma: float = 10.0) -> Tensor:
+def r1_penalty(discriminator: Callable[[Tensor], Tensor], images: Tensor, gamma: float = 10.0) -> Tensor:
     """gamma / 2 times the mean over samples of ||d logits / d images||^2 (Mescheder et al., 2018).
 
-    `images` (B, ...) must require gradients before the discriminator sees them. Differentiable by the
-    discriminator's parameters. Run the discriminator in float32 for it (`force_fp32`).
+    `discriminator` maps real images (B, ...) to logits, in float32 (`force_fp32` of StyleGAN2's). Differentiable by
+    its parameters.
     """
-    with torch.autocast(images.device.type, enabled=False), input_gradients_only():
-        (gradient,) = torch.autograd.grad(_exact(logits).sum(), images, create_graph=True)
-    return _exact(gradient).square().flatten(1).sum(dim=1).mean() * (gamma / 2)
+    images = images.detach().requires_grad_()
+    with torch.autocast(images.device.type, enabled=False):
+        logits = discriminator(images)
+        with input_gradients_only():
+            (gradient,) = torch.autograd.grad(_exact(logits).sum(), images, create_graph=True)
+        return _exact(gradient).square().flatten(1).sum(dim=1).mean() * (gamma / 2)
 
 
-def path_lengths(images: Tensor, ws: Tensor, noise: Tensor | None = None) -> Tensor:
-    """Length of each sample's step in image space per step in W: (B,), float32 (Karras et al., 2020, eq. 4).
+def path_lengths(synthesis: Callable[[Tensor], Tensor], ws: Tensor, noise: Tensor | None = None) -> Tensor:
+    """Length of each sample's step in image space per step in W: (B,) (Karras et al., 2020, eq. 4).
 
-    images (B, 3, H, W) were synthesised, unfused, from ws (B, num_ws, w_dim), which requires gradients.
-    y = `noise` / sqrt(H W) with unit Gaussian noise of the images' shape (drawn here when None);
+    `synthesis` draws images (B, 3, H, W), in float32 and unfused, of ws (B, num_ws, w_dim), which may depend on the
+    mapping network. y = `noise` / sqrt(H W) with unit Gaussian noise of the images' shape (drawn here when None);
     length = sqrt(mean over ws of ||J^T y||^2).
     """
-    noise = torch.randn_like(images) if noise is None else noise
-    with torch.autocast(images.device.type, enabled=False), input_gradients_only():
-        projection = (_exact(images) * _exact(noise)).sum() / math.sqrt(images.shape[-2] * images.shape[-1])
-        (gradient,) = torch.autograd.grad(projection, ws, create_graph=True)
-    energy = _exact(gradient).square().sum(dim=2).mean(dim=1)
-    return (energy + 1e-12).sqrt()  # finite slope where a generator ignores w
-
-
-class PathLength(NamedTuple):
-    """Penalty to minimise (unweighted) and the running mean to keep."""
-
-    loss: Tensor
-    mean: Tensor
+    if not ws.requires_grad:
+        ws = ws.detach().requires_grad_()
+    with torch.autocast(ws.device.type, enabled=False):
+        images = synthesis(ws)
+        noise = torch.randn_like(images) if noise is None else noise
+        projection = (_exact(images) * noise).sum() / math.sqrt(images.shape[-2] * images.shape[-1])
+        with input_gradients_only():
+            (gradient,) = torch.autograd.grad(projection, ws, create_graph=True)
+        energy = _exact(gradient).square().sum(dim=2).mean(dim=1)
+        return (energy + 1e-12).sqrt()  # finite slope where a generator ignores w
 
 
 def path_length_penalty(
-    lengths: Tensor, mean: Tensor, *, decay: float = 0.01, batch_mean: Tensor | None = None
-) -> PathLength:
-    """Mean squared deviation of `lengths` (B,) from their running mean, which moves by `decay` first.
+    synthesis: Callable[[Tensor], Tensor],
+    ws: Tensor,
+    mean: Tensor,
+    *,
+    noise: Tensor | None = None,
+    decay: float = 0.01,
+    reduce: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Mean squared deviation of path lengths from their running mean (unweighted), and the lengths (B,), detached.
 
-    `batch_mean` replaces this batch's own mean length: pass the mean over all ranks, and every rank keeps the same
-    running mean. The running mean is a constant of the loss (no gradient), so one process and many agree.
+    `mean` (scalar) first moves by `decay` towards this batch's mean length; the caller then keeps that value,
+    `mean.lerp(reduce(lengths.mean()), decay)`. `reduce` averages over ranks, so that all of them have one mean. The
+    mean is a constant of the loss: no gradient flows through it.
     """
-    current = lengths.mean() if batch_mean is None else batch_mean
-    mean = mean.lerp(current.detach().to(mean.dtype), decay)
-    return PathLength((lengths - mean.to(lengths.dtype)).square().mean(), mean)
+    lengths = path_lengths(synthesis, ws, noise)
+    batch_mean = lengths.detach().mean()
+    if reduce is not None:
+        batch_mean = reduce(batch_mean)
+    target = mean.detach().to(lengths.dtype).lerp(batch_mean, decay)
+    return (lengths - target).square().mean(), lengths.detach()
 
 
 def info_nce(a: Tensor, b: Tensor, *, temperature: float = 0.07, identities: Tensor | None = None) -> Tensor:
