@@ -161,9 +161,11 @@ def to_dict(cfg: Any) -> dict[str, Any]:
     return cast(dict[str, Any], _plain(cfg))
 
 
-def from_dict(schema: type[T], values: Mapping[str, Any], source: str = "checkpoint") -> T:
-    """The inverse of `to_dict`; `source` names the origin in error messages."""
-    return _build(schema, [(source, dict(values))])
+def from_dict(
+    schema: type[T], values: Mapping[str, Any], source: str = "checkpoint", overrides: Sequence[str] = ()
+) -> T:
+    """The inverse of `to_dict`, with `key=value` words on top; `source` names the origin in error messages."""
+    return _build(schema, [(source, dict(values)), *(("command line", _read_word(word)) for word in overrides)])
 
 
 def to_yaml(cfg: Any) -> str:

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.data.corpus import Corpus
+
 torch.set_num_threads(2)
 
 
@@ -19,3 +21,12 @@ def media() -> Path:
     if not (path / "real").is_dir():
         pytest.skip(f"SPEECHFACE_MEDIA={folder} has no folder real/")
     return path
+
+
+@pytest.fixture(scope="session")
+def identity_corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """Three synthetic people with three recordings and three faces of 32 px each; read only."""
+    from common.synthetic.build import IdentityCorpusOptions, build_identity_corpus  # most tests need none of it
+
+    options = IdentityCorpusOptions(identities=3, voices=3, faces=3, size=32)
+    return build_identity_corpus(tmp_path_factory.mktemp("identity") / "corpus", options, workers=0)

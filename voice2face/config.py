@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common.audio.features import FEATURES
-from common.config import RunConfig, TrainerConfig, WandbConfig
+from common.config import ExperimentConfig
 from common.provenance import ProvenanceConfig
+from common.synthetic.build import IdentityCorpusOptions
 from voice2face.networks import DISCRIMINATORS, ENCODERS, GENERATORS
 
 
@@ -15,30 +16,13 @@ def _check_choice(key: str, value: str, table: dict[str, Any]) -> None:
 
 
 @dataclass
-class EmbeddedCorpusConfig:
-    """The synthetic identity corpus that is built when `data.root` is empty."""
-
-    identities: int = 24
-    """people; each has one voice and one face"""
-    voices: int = 8
-    """recordings per identity, a quarter of them held out"""
-    faces: int = 12
-    """images per identity over pose, light, background and expression, a quarter of them held out"""
-    size: int = 64
-    """side of the face images in px"""
-    seed: int = 0
-    """everything in the corpus is a function of it"""
-    face_model: str = "builtin"
-    """`builtin`, `ict` or `ict:PATH`"""
-
-
-@dataclass
 class DataConfig:
     """What is read, and how it is cut."""
 
     root: str = ""
     """corpus folder (see `prepare`); empty: the embedded corpus"""
-    embedded: EmbeddedCorpusConfig = field(default_factory=EmbeddedCorpusConfig)
+    embedded: IdentityCorpusOptions = field(default_factory=IdentityCorpusOptions)
+    """the synthetic corpus that is built when `root` is empty"""
     image_size: int = 64
     """side of the training images in px, a power of two; larger corpus images are reduced"""
     crop_seconds: tuple[float, float] = (3.0, 8.0)
@@ -85,7 +69,7 @@ class EncoderConfig:
     face_width: int = 64
     """width of the face tower that the voice is contrasted with; its layers are those of the voice encoder"""
     checkpoint: str = ""
-    """a finished stage A; empty: it is trained first, into the run folder's `encoder/`"""
+    """a finished stage A (`last.ckpt`); empty: it is trained first, into `NAME-encoder` beside the run folder"""
     steps: int = 10_000
     """stage A's updates (paper 2, section 3.3)"""
     batch_size: int = 384
@@ -115,6 +99,18 @@ class NetworkConfig:
 
     name: str = "stylegan2"
     kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class GeneratorConfig(NetworkConfig):
+    """The generator, perhaps from elsewhere."""
+
+    weights: str = ""
+    """file to start from: rosinality `.pt`, NVIDIA `.pkl` or exported `.safetensors`; G, and D where the file has it"""
+    w_plus: bool = False
+    """a direct head into W+ in place of the mapping network, for loaded weights (section 3.3: 14x512, 18x512)"""
+    train_synthesis: bool = True
+    """False: only what feeds the synthesis network is trained"""
 
 
 @dataclass
@@ -163,12 +159,14 @@ class EvaluationConfig:
 
     split: str = "test"
     """`test` or `val`"""
-    extractor: str = "dlib_resnet_v1"
-    """features of FID and KID: `dlib_resnet_v1` (packaged) or `inception2015` (weights file)"""
-    embedder: str = "dlib_resnet_v1"
-    """identity embedding of retrieval and cosine"""
-    distance: str = "pixel"
-    """distance of path length: `pixel` or `lpips` (a file in the weights folder)"""
+    extractor: str = "dlib"
+    """features of FID and KID: `dlib` (packaged), `inception2015` (weights file), `auto` (the latter if present)"""
+    embedder: str = "dlib"
+    """identity embedding of retrieval, cosine and matching"""
+    distance: str = "pixel_l2"
+    """distance of path length: `pixel_l2`, `lpips_vgg` or `lpips_alex` (weights file)"""
+    portraits: int = 4
+    """portraits a recording for FID and KID, with other latent noise each"""
     path_length_samples: int = 64
     batch_size: int = 32
     bootstrap: int = 1000
@@ -178,16 +176,13 @@ class EvaluationConfig:
 
 
 @dataclass
-class Config:
+class Config(ExperimentConfig):
     """One run of `voice2face`."""
 
-    run: RunConfig = field(default_factory=RunConfig)
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    wandb: WandbConfig = field(default_factory=WandbConfig)
     data: DataConfig = field(default_factory=DataConfig)
     feature: FeatureConfig = field(default_factory=FeatureConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    generator: NetworkConfig = field(default_factory=NetworkConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     discriminator: NetworkConfig = field(default_factory=NetworkConfig)
     weights: LossWeights = field(default_factory=LossWeights)
     optim: OptimConfig = field(default_factory=OptimConfig)

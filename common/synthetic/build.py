@@ -19,11 +19,11 @@ from common.synthetic.sentences import ENGLISH, MANDARIN
 from common.synthetic.speech import speak, voice_from_vector
 
 SENTENCES = {"zh": MANDARIN, "en": ENGLISH}
-_RENDER_SCALE = 3
+_RENDER_SCALE = 4
 """Rendered px per px of the crop, so that the aligned crop is reduced, never enlarged."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class IdentityCorpusOptions:
     """What the corpus is a function of."""
 

@@ -18,6 +18,8 @@ DIMENSIONS = 8
 _LIMIT = 2.2
 """Coefficients are clamped here, where the face models still look human."""
 _MIX_SEED = 20250113
+_STEP_BACK = -3.0
+"""dm from the camera's usual distance, so that hair and neck stay inside the picture that is aligned and cut."""
 
 
 def sample_identity(seed: int, index: int) -> np.ndarray:
@@ -62,7 +64,7 @@ def sample_nuisance(model: FaceModel, rng: np.random.Generator, count: int, size
     """Draw pose (|yaw| <= 25, |pitch| <= 10, |roll| <= 8 degrees), light, background and mild expression."""
     limits = np.radians([10.0, 25.0, 8.0])
     angles = rng.uniform(-limits, limits, (count, 3))
-    translation = rng.uniform(-1, 1, (count, 3)) * [0.08, 0.08, 0.3]
+    translation = rng.uniform(-1, 1, (count, 3)) * [0.08, 0.08, 0.3] + [0, 0, _STEP_BACK]
     return Nuisance(
         expression=_expressions(model, rng, count),
         angles=_float(angles),
@@ -99,8 +101,10 @@ def _lights(rng: np.random.Generator, count: int) -> Tensor:
 
 
 def _backgrounds(rng: np.random.Generator, count: int, size: int) -> Tensor:
-    """A vertical and a horizontal colour gradient added up: smooth, never the same."""
-    corners = _float(rng.uniform(0.05, 0.95, (count, 3, 2, 2)))
+    """A wall: a muted colour with a smooth gradient of brightness, never the same."""
+    brightness = rng.uniform(0.25, 0.85, (count, 1, 1, 1)) + rng.uniform(-0.12, 0.12, (count, 1, 2, 2))
+    tint = rng.uniform(-0.08, 0.08, (count, 3, 1, 1))
+    corners = _float(np.clip(brightness + tint, 0, 1))
     return torch.nn.functional.interpolate(corners, (size, size), mode="bilinear", align_corners=True)
 
 

@@ -103,6 +103,3 @@ class VoiceEncoder(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return self.output(self.blocks(self.stem(features)).mean(dim=(2, 3)))
-
-
-ENCODERS: dict[str, type[nn.Module]] = {"resnet18": VoiceEncoder}

@@ -1,0 +1,47 @@
+"""Every committed experiment loads, builds its networks and says how it is run."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.config import config_hash, from_dict, load, to_dict
+from voice2face.build import build_discriminator, build_face_tower, build_generator, build_voice
+from voice2face.config import Config
+
+ROOT = Path(__file__).parent.parent
+VOICE2FACE = sorted((ROOT / "experiments" / "voice2face").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", VOICE2FACE, ids=lambda path: path.stem)
+def test_every_experiment_loads_and_builds(path: Path) -> None:
+    cfg = load(Config, path)
+    assert cfg.run.package == "voice2face"
+    assert cfg.run.name == path.stem
+    assert config_hash(from_dict(Config, to_dict(cfg))) == config_hash(cfg)
+    voice = build_voice(cfg)
+    with torch.device("meta"):
+        networks = [build_face_tower(cfg), build_generator(cfg), build_discriminator(cfg)]
+    assert all(sum(p.numel() for p in network.parameters()) > 0 for network in [voice, *networks])
+    assert networks[1].synthesis.resolution == cfg.data.image_size
+
+
+@pytest.mark.parametrize("path", VOICE2FACE, ids=lambda path: path.stem)
+def test_every_experiment_states_command_time_and_metric(path: Path) -> None:
+    head = path.read_text().split("\n")[:4]
+    assert all(line.startswith("# ") for line in head)
+    assert [line.split(":")[0] for line in head[1:]] == ["# command", "# time", "# metric"]
+    assert path.name in head[1] or "make" in head[1]
+
+
+def test_table_rows_differ_from_the_reference_only_in_what_they_ablate() -> None:
+    def flat(path: str) -> dict[str, object]:
+        cfg = to_dict(load(Config, ROOT / "experiments" / "voice2face" / path))
+        return {f"{section}.{key}": value for section, values in cfg.items() for key, value in values.items()}
+
+    base = flat("base_se_stylegan2.yaml")
+    for row, changed in {"table3_no_se": "attention", "table3_relu": "activation"}.items():
+        other = flat(f"{row}.yaml")
+        assert {key for key in base if base[key] != other[key]} == {"run.name", "encoder.kwargs"}
+        before, after = base["encoder.kwargs"], other["encoder.kwargs"]
+        assert {key for key in before if before[key] != after[key]} == {changed}

@@ -1,0 +1,165 @@
+"""python -m voice2face prepare | train | evaluate | generate | export"""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from common.audio.io import check_voice, load_audio
+from common.checkpoints import load_checkpoint
+from common.cli import (
+    Checkpoint,
+    ConfigFile,
+    Device,
+    Out,
+    Overrides,
+    Overwrite,
+    Resume,
+    Seed,
+    make_app,
+    pick_device,
+    run_cli,
+)
+from common.config import config_hash, from_dict, load
+from common.data.corpus import SAMPLE_RATE
+from common.data.prepare import prepare as prepare_corpus
+from common.errors import UserError
+from common.files import write_json
+from common.metrics.fid import to_uint8
+from common.provenance import Provenance, file_sha256, write_png
+from voice2face.config import Config
+from voice2face.data import WholeRecordings, open_corpus
+from voice2face.evaluation import evaluate as evaluate_model
+from voice2face.infer import KIND, VoiceToFace
+from voice2face.sheet import sample_sheet
+from voice2face.train import train as train_run
+
+app = make_app("A voice goes in, a portrait comes out.")
+
+
+@app.command()
+def prepare(
+    source: Annotated[str, typer.Option(help="folder (your own videos, or voices and photos) or voxceleb")],
+    input: Annotated[Path, typer.Option(help="the raw data; only read")],
+    out: Out,
+    faces: Annotated[Path | None, typer.Option(help="voxceleb: the folder of VGGFace images")] = None,
+    size: Annotated[int, typer.Option(help="side of the stored face crops in px")] = 256,
+    backend: Annotated[str, typer.Option(help="dlib or face_alignment")] = "dlib",
+    split: Annotated[str, typer.Option(help="auto, identity or recording")] = "auto",
+    limit: Annotated[int | None, typer.Option(help="at most so many people")] = None,
+    workers: Annotated[int | None, typer.Option(help="processes; all cores unless given")] = None,
+    fresh: Annotated[bool, typer.Option(help="start anew where earlier options differ")] = False,
+) -> None:
+    """Turn raw recordings and pictures into a corpus."""
+    extra = {} if faces is None else {"faces": faces}
+    report = prepare_corpus(
+        source, input, out, size=size, backend=backend, split=split, limit=limit, workers=workers, fresh=fresh, **extra
+    )
+    print(report.text())
+
+
+@app.command()
+def train(
+    experiment: ConfigFile,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train the voice encoder (stage A) and the generator (stage B)."""
+    train_run(load(Config, experiment, overrides or []), resume=resume, overwrite=overwrite)
+
+
+@app.command()
+def evaluate(
+    checkpoint: Checkpoint,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="folder of metrics.json and sheet.png; the run folder")] = None,
+    device: Device = "auto",
+) -> None:
+    """Write metrics.json and a sample sheet beside the checkpoint."""
+    model = VoiceToFace.load(checkpoint, pick_device(device))
+    cfg = from_dict(Config, load_checkpoint(checkpoint, KIND)["cfg"], overrides=overrides or [])
+    result = evaluate_model(model, open_corpus(cfg.data), cfg)
+    folder = out or checkpoint.parent
+    metrics = result.metrics | {"checkpoint_sha256": file_sha256(checkpoint), "config": config_hash(cfg)}
+    write_json(folder / "metrics.json", metrics)
+    write_png(folder / "sheet.png", sample_sheet(result), _provenance(cfg, checkpoint))
+    print(_summary(result.metrics))
+    print(f"written: {folder / 'metrics.json'}, {folder / 'sheet.png'}")
+
+
+@app.command()
+def generate(
+    checkpoint: Checkpoint,
+    out: Out,
+    audio: Annotated[list[Path] | None, typer.Option(help="recordings of one speaker; repeat the option")] = None,
+    held_out: Annotated[bool, typer.Option(help="instead of --audio: a held-out voice of the training corpus")] = False,
+    samples: Annotated[int, typer.Option(min=1, max=256, help="portraits, in a row")] = 1,
+    seed: Seed = 0,
+    truncation: Annotated[float, typer.Option(min=0, max=2, help="psi: 0 is the average face, 1 none")] = 1.0,
+    refine_steps: Annotated[int, typer.Option(min=0, help="steps of latent optimisation (stage C)")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Draw the portrait of a voice."""
+    begin = time.perf_counter()
+    model = VoiceToFace.load(checkpoint, pick_device(device))
+    loaded = time.perf_counter()
+    if bool(audio) == held_out:
+        raise UserError("generate needs either --audio FILE (repeatable) or --held-out")
+    paths = audio or [_held_out_voice(model.cfg)]
+    embedding = model.embed([_read_voice(path, model.cfg.data.max_seconds) for path in paths])
+    portraits = model.generate(embedding, samples=samples, seed=seed, truncation=truncation, refine_steps=refine_steps)
+    picture = torch.cat(list(to_uint8(portraits.cpu())), dim=2).permute(1, 2, 0).numpy()
+    write_png(out, picture, _provenance(model.cfg, checkpoint))
+    drawn = time.perf_counter() - loaded
+    voices = ", ".join(map(str, paths))
+    print(f"{out}: {samples} portrait(s) of {voices} in {drawn:.2f} s (model read in {loaded - begin:.2f} s)")
+
+
+@app.command()
+def export(
+    checkpoint: Checkpoint,
+    out: Out,
+    network: Annotated[str, typer.Option(help="generator or discriminator")] = "generator",
+) -> None:
+    """Write a network's weights as safetensors, its configuration inside."""
+    raise UserError(f"not yet {checkpoint} {out} {network}")
+
+
+def _read_voice(path: Path, max_seconds: float) -> torch.Tensor:
+    wave = load_audio(path, SAMPLE_RATE, max_seconds=max_seconds)
+    if reason := check_voice(wave):
+        raise UserError(f"{path}: {reason}; give a recording with speech in it")
+    return wave
+
+
+def _held_out_voice(cfg: Config) -> Path:
+    corpus = open_corpus(cfg.data)
+    recordings = WholeRecordings(corpus, cfg.evaluation.split, cfg.data)
+    return corpus.file(recordings.rows[0][0])
+
+
+def _provenance(cfg: Config, checkpoint: Path) -> Provenance:
+    return Provenance.create(cfg.provenance, config_hash=config_hash(cfg), checkpoint_sha256=file_sha256(checkpoint))
+
+
+def _summary(metrics: dict[str, Any]) -> str:
+    """The figures that people look for first."""
+    quality, identity = metrics["quality"], metrics["identity"]
+    recall, similar, extractor = identity["retrieval"]["r@1"], identity["similarity"], quality["extractor"]
+    size, counts = identity["retrieval"]["gallery_size"], f"N {quality['n_fake']} against {quality['n_real']}"
+    return "\n".join(
+        [
+            f"R@1 {recall['value']:.3f} [{recall['low']:.3f}, {recall['high']:.3f}], chance {recall['chance']:.3f} "
+            f"({metrics['recordings']} recordings, gallery of {size}, {identity['retrieval']['embedder']})",
+            f"cosine {similar['cosine']['value']:.3f}, to others {similar['ih_sim']['value']:.3f}",
+            f"FID {quality[f'fid[{extractor}]']:.4g} ({extractor}, {counts})",
+            identity["collapse"]["text"],
+        ]
+    )
+
+
+if __name__ == "__main__":
+    run_cli(app)

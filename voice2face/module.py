@@ -1,0 +1,217 @@
+"""Stage B: the generator learns to draw the speaker's face (paper 2, section 2.2, eqs 12-15)."""
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from common.callbacks import ema_update
+from common.data.sampling import Draw
+from common.faces import load_embedder
+from common.losses import (
+    cosine_distance,
+    nonsaturating_d,
+    nonsaturating_g,
+    path_length_penalty,
+    path_lengths,
+    r1_penalty,
+)
+from common.metrics.fid import FrechetDistance, embedder_extractor, load_extractor
+from common.metrics.identity import IdentityMetric
+from common.rng import StepRandom
+from common.training import TrainModule, reduce_mean
+from voice2face.build import build_discriminator, build_face_tower, build_generator, build_voice, take
+from voice2face.config import Config
+from voice2face.data import crop_batch, load_face
+from voice2face.networks.mapping import draw_mixing_cutoff, mix_styles
+from voice2face.networks.stylegan2_discriminator import IdentityClassifier
+from voice2face.networks.voice import voice_latent
+
+KIND = "voice2face"
+
+
+class VoicePortrait(TrainModule):
+    """StyleGAN2 whose latent is the voice embedding, with an identity classifier on the discriminator's trunk.
+
+    Args:
+        cfg: the run.
+        people: number of training identities.
+        encoder_state: `state_dict` of stage A's module; None leaves the encoder as it is built.
+    """
+
+    def __init__(self, cfg: Config, people: int, encoder_state: dict[str, Tensor] | None = None) -> None:
+        super().__init__(cfg, KIND)
+        self.save_hyperparameters({"people": people})
+        self.automatic_optimization = False
+        self.voice, self.face_tower = build_voice(cfg), build_face_tower(cfg)
+        self.generator, self.discriminator = build_generator(cfg), build_discriminator(cfg)
+        self.classifier = IdentityClassifier(self.discriminator.num_features, people)
+        self.generator_ema = deepcopy(self.generator).eval().requires_grad_(False)
+        self.register_buffer("path_length_mean", torch.zeros(()))
+        self._load_encoder(encoder_state)
+        self.face_tower.requires_grad_(False)
+        self.voice.requires_grad_(not cfg.encoder.frozen)
+        self.embedder = embedder_extractor(load_embedder(cfg.evaluation.embedder))
+        self.fid = FrechetDistance(load_extractor(cfg.evaluation.extractor))
+        self.identity = IdentityMetric(self.embedder.num_features)
+
+    def _load_encoder(self, state: dict[str, Tensor] | None) -> None:
+        for name in ("voice", "face_tower") if state else ():
+            getattr(self, name).load_state_dict(take(state, name))
+
+    def train(self, mode: bool = True) -> "VoicePortrait":
+        """Judges and averages stay in eval mode."""
+        super().train(mode)
+        self.face_tower.eval()
+        self.generator_ema.eval()
+        if self.cfg.encoder.frozen:
+            self.voice.eval()
+        return self
+
+    def forward(self, wave: Tensor) -> Tensor:
+        """Waves (B,n) -> portraits (B,3,S,S) by the averaged generator, without noise."""
+        return self.generator_ema(self.voice(wave), noise_mode="const")
+
+    def latents(self, embedding: Tensor, stream: str) -> Tensor:
+        """The step's noisy latents of these embeddings."""
+        noise = self.random.normal(self.step, stream, embedding.shape)
+        return voice_latent(embedding, noise, self.cfg.optim.latent_noise)
+
+    def styles(self, embedding: Tensor) -> Tensor:
+        """W+ of the step: two latents of the same voice, mixed at a random layer; moves `w_avg`."""
+        mapping = self.generator.mapping
+        ws = mapping(self.latents(embedding, "latent"), update_average=True)
+        mapping.w_avg.copy_(reduce_mean(mapping.w_avg))
+        choice = StepRandom(self.cfg.run.seed).generator(self.step, "mixing")
+        cutoff = draw_mixing_cutoff(mapping.num_ws, self.cfg.optim.style_mixing, choice)
+        if cutoff == mapping.num_ws:
+            return ws
+        return mix_styles(ws, mapping(self.latents(embedding, "second latent")), cutoff)
+
+    def draw(self, ws: Tensor, stream: str, *, force_fp32: bool = False) -> Tensor:
+        """Images (B,3,S,S) of W+ with this step's noise planes."""
+        shapes = self.generator.synthesis.noise_shapes()
+        noise = [self.random.normal(self.step, f"{stream} {i}", (len(ws), 1, r, r)) for i, r in enumerate(shapes)]
+        return self.generator.synthesis(ws, noise=noise, force_fp32=force_fp32)
+
+    def discriminator_losses(self, real: Tensor, fake: Tensor, identity: Tensor) -> dict[str, Tensor]:
+        """Eq. 14 and the classifier on real faces."""
+        features = self.discriminator.features(real)
+        d_real, d_fake = self.discriminator.logits(features), self.discriminator(fake)
+        return {
+            "d_adversarial": nonsaturating_d(d_real, d_fake),
+            "d_identity": F.cross_entropy(self.classifier(features), identity),
+        }
+
+    def generator_losses(self, fake: Tensor, batch: dict[str, Tensor], embedding: Tensor) -> dict[str, Tensor]:
+        """Eq. 12, the classifier on portraits, and the two optional terms."""
+        features = self.discriminator.features(fake)
+        return {
+            "g_adversarial": nonsaturating_g(self.discriminator.logits(features)),
+            "g_identity": F.cross_entropy(self.classifier(features), batch["identity"]),
+            "g_match": cosine_distance(self.face_tower(fake), embedding),
+            "g_pixel": F.l1_loss(fake, batch["face"]),
+        }
+
+    def training_step(self, batch: dict[str, Tensor], _: int) -> dict[str, Tensor]:
+        cfg, weights = self.cfg, self.cfg.weights
+        embedding = self.voice(crop_batch(batch["wave"], cfg.data, cfg.run.seed, self.step))
+        fake = self.draw(self.styles(embedding), "noise")
+        d_optimizer, g_optimizer = self.optimizers()
+        with self.updating(d_optimizer):
+            d_terms = self.discriminator_losses(batch["face"], fake.detach(), batch["identity"])
+            d_loss = weights.adversarial * d_terms["d_adversarial"] + weights.identity * d_terms["d_identity"]
+            self.manual_backward(d_loss)
+        with self.updating(g_optimizer):
+            g_terms = self.generator_losses(fake, batch, embedding)
+            g_loss = sum(getattr(weights, name.removeprefix("g_")) * value for name, value in g_terms.items())
+            self.manual_backward(g_loss)
+        logged = {"d_loss": d_loss, "g_loss": g_loss} | self.regularise(batch["face"], embedding.detach())
+        ema_update(self.generator_ema, self.generator, self.ema_beta(len(embedding)))
+        return logged | {f"loss_{name}": value for name, value in (d_terms | g_terms).items()}
+
+    def ema_beta(self, batch: int) -> float:
+        """Decay whose half-life is `ema_kimg` thousand images, whatever the batch."""
+        return 0.5 ** (batch * self.trainer.world_size / (1000 * self.cfg.optim.ema_kimg))
+
+    def regularise(self, real: Tensor, embedding: Tensor) -> dict[str, Tensor]:
+        """Lazy R1 (eq. 15) and path length (eq. 13), each an update of its own times its interval."""
+        cfg, weights = self.cfg.optim, self.cfg.weights
+        d_optimizer, g_optimizer = self.optimizers()
+        logged = {}
+        if weights.r1 > 0 and self.step % cfg.r1_every == 0:
+            with self.updating(d_optimizer):
+                real = real.detach().requires_grad_(True)
+                r1 = r1_penalty(self.discriminator(real, force_fp32=True), real, weights.r1)
+                self.manual_backward(r1 * cfg.r1_every)
+            logged["loss_r1"] = r1
+        if weights.path_length > 0 and self.step % cfg.path_length_every == 0:
+            with self.updating(g_optimizer):
+                # Half the batch, as in StyleGAN2: this penalty costs the most memory.
+                ws = self.generator.mapping(self.latents(embedding[: -(-len(embedding) // 2)], "path latent"))
+                images = self.draw(ws, "path noise", force_fp32=True)
+                lengths = path_lengths(images, ws, self.random.normal(self.step, "path direction", images.shape))
+                penalty, mean = path_length_penalty(
+                    lengths,
+                    self.path_length_mean,
+                    decay=cfg.path_length_decay,
+                    batch_mean=reduce_mean(lengths.mean()),
+                )
+                self.manual_backward(penalty * weights.path_length * cfg.path_length_every)
+            self.path_length_mean.copy_(mean)
+            logged["loss_path_length"] = penalty
+        return logged
+
+    @torch.no_grad()
+    def sample_images(self, count: int) -> Tensor:
+        """Pairs of a validation face and the portrait of its person's voice, (2 * count, 3, S, S)."""
+        recordings = self.trainer.datamodule.recordings
+        shown = range(0, len(recordings), max(1, len(recordings) // count))[:count]
+        items = [recordings[Draw(index, 0)] for index in shown]
+        pictures = []
+        for item in items:
+            person = recordings.people[item["identity"]]
+            real = load_face(recordings.corpus.file(recordings.faces[person][0]), self.cfg.data.image_size)
+            pictures += [real.to(self.device), self(item["wave"][None].to(self.device))[0]]
+        return torch.stack(pictures)
+
+    def on_validation_epoch_start(self) -> None:
+        """Real faces of the validation recordings' people, shared out over ranks."""
+        self.fid.reset()
+        self.identity.reset()
+        faces, identities = self.trainer.datamodule.recordings.real_faces()
+        for part in torch.arange(self.trainer.global_rank, len(faces), self.trainer.world_size).split(64):
+            self._measure(faces[part].to(self.device), identities[part].to(self.device), "real")
+
+    def validation_step(self, batch: dict[str, Any], _: int) -> None:
+        self._measure(self(batch["wave"]).clamp(-1, 1), batch["identity"], "generated")
+
+    def _measure(self, images: Tensor, identities: Tensor, kind: str) -> None:
+        self.fid.update(images, real=kind == "real")
+        self.identity.update(self.embedder(images), identities, kind)
+
+    def on_validation_epoch_end(self) -> None:
+        found = {"fid": self.fid.compute()} | self.identity.compute()
+        self.log_dict({f"val/{name}": value.float() for name, value in found.items()})
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """D, then G. Adam with StyleGAN2's correction for lazy regularisation: rate and betas to the power k/(k+1)."""
+        cfg, weights = self.cfg.optim, self.cfg.weights
+
+        def adam(groups: list[tuple[Any, float]], every: int, lazy: bool) -> torch.optim.Optimizer:
+            ratio = every / (every + 1) if lazy else 1.0
+            betas = (cfg.betas[0] ** ratio, cfg.betas[1] ** ratio)
+            parameters = [
+                {"params": [p for n in networks for p in n.parameters() if p.requires_grad], "lr": lr * ratio}
+                for networks, lr in groups
+            ]
+            return torch.optim.Adam([group for group in parameters if group["params"]], betas=betas)
+
+        judge = [([self.discriminator, self.classifier], cfg.d_lr)]
+        artist = [([self.generator], cfg.g_lr), ([self.voice], cfg.encoder_lr)]
+        return [
+            adam(judge, cfg.r1_every, weights.r1 > 0),
+            adam(artist, cfg.path_length_every, weights.path_length > 0),
+        ]
