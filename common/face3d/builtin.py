@@ -66,7 +66,11 @@ def _assemble() -> Part:
         "ears": parts.ear(),
         "long_hair": parts.hair_curtain(),
     }
-    head = mesh.join({name: halves[name].mirrored() for name in PARTS})
+    whole = {name: halves[name].mirrored() for name in PARTS}
+    y, z = whole["skin"].vertices[:, 1:].T
+    throat = surface.smoothstep(y, -0.85, -1.0) * surface.smoothstep(y, -1.7, -1.5) * surface.smoothstep(z, 0.62, 0.45)
+    whole["skin"] = mesh.smoothed(whole["skin"], 0.6 * throat, 10)
+    head = mesh.join(whole)
     return Part(head.vertices, np.ascontiguousarray(head.triangles), head.values)
 
 
@@ -118,8 +122,8 @@ def _on_face(head: Part, points: list[tuple[float, float]]) -> list[int]:
 
 def _jaw_half(head: Part) -> list[int]:
     """The outline 16..9 on the +x side, from the ear to beside the chin: the border of the visible face."""
-    heights = [0.06, -0.14, -0.34, -0.52, -0.70, -0.86, -0.99, -1.07]
-    depths = [0.10, 0.12, 0.14, 0.18, 0.30, 0.46, 0.60, 0.68]
+    heights = [0.115, -0.10, -0.285, -0.465, -0.640, -0.800, -0.935, -1.040]
+    depths = [0.22, 0.16, 0.15, 0.17, 0.25, 0.38, 0.52, 0.65]
     skin = head.values["part"] == 0
     found = []
     for y, z in zip(heights, depths, strict=True):
@@ -130,12 +134,12 @@ def _jaw_half(head: Part) -> list[int]:
 
 
 def _brow_half(head: Part) -> list[int]:
-    return _on_face(head, [(0.115, 0.222), (0.215, 0.245), (0.320, 0.262), (0.425, 0.258), (0.520, 0.215)])
+    return _on_face(head, [(0.105, 0.206), (0.215, 0.256), (0.330, 0.274), (0.445, 0.262), (0.535, 0.196)])
 
 
 def _eye_half(head: Part) -> list[int]:
     """42..47: inner corner, two on the upper lid, outer corner, two on the lower lid, outer first."""
-    angles = np.radians([180.0, 118.0, 60.0, 0.0, -60.0, -118.0])
+    angles = np.radians([180.0, 118.0, 68.0, 0.0, -68.0, -118.0])
     x, y = mesh.lid_edge(angles)
     allowed = head.values["lid"] == 0.0
     return [_nearest(head, np.array([u, v, 0.0]), allowed, (0, 1)) for u, v in zip(x, y, strict=True)]
@@ -143,12 +147,12 @@ def _eye_half(head: Part) -> list[int]:
 
 def _midline(head: Part) -> list[int]:
     """8 (chin) and 27..30 (root to tip of the nose)."""
-    chin = _nearest(head, np.array([0.0, -1.09, 0.76]), (head.values["part"] == 0) & (head.vertices[:, 0] == 0))
-    return [chin, *_on_face(head, [(0.0, 0.07), (0.0, -0.05), (0.0, -0.175), (0.0, -0.30)])]
+    chin = _nearest(head, np.array([0.0, -1.075, 0.78]), (head.values["part"] == 0) & (head.vertices[:, 0] == 0))
+    return [chin, *_on_face(head, [(0.0, 0.04), (0.0, -0.07), (0.0, -0.19), (0.0, -0.295)])]
 
 
 def _nose_base(head: Part) -> list[int]:
-    return _on_face(head, [(-0.145, -0.415), (-0.075, -0.430), (0.0, -0.442), (0.075, -0.430), (0.145, -0.415)])
+    return _on_face(head, [(-0.120, -0.405), (-0.068, -0.430), (0.0, -0.442), (0.068, -0.430), (0.120, -0.405)])
 
 
 def _mouth(head: Part) -> tuple[list[int], list[int]]:
@@ -160,8 +164,8 @@ def _mouth(head: Part) -> tuple[list[int], list[int]]:
         return int(np.argmin(np.where(allowed, np.abs(x - across), np.inf)))
 
     wide = [-0.165, -0.050, 0.0, 0.050, 0.165]
-    narrow = [-0.10, 0.0, 0.10]
+    narrow = [-0.07, 0.0, 0.07]
     left, right = pick(1.0, -1.0, 0), pick(1.0, 1.0, 0)
     outer = [left, *(pick(1.0, a, 1) for a in wide), right, *(pick(1.0, a, -1) for a in wide[::-1])]
-    inner = [pick(0.0, -1.0, 0), *(pick(0.0, a, 1) for a in narrow)]
-    return outer, [*inner, pick(0.0, 1.0, 0), *(pick(0.0, a, -1) for a in narrow[::-1])]
+    inner = [pick(0.0, -0.21, 1), *(pick(0.0, a, 1) for a in narrow)]
+    return outer, [*inner, pick(0.0, 0.21, 1), *(pick(0.0, a, -1) for a in narrow[::-1])]

@@ -66,9 +66,12 @@ def material_weights(head: Part) -> dict[str, Array]:
     layers.append(("flesh", smoothstep(lip, -0.2, -1.5)))
     layers.append(("dark", 0.90 * smoothstep(lip, -2.5, -5.5)))
     lid, upper = value["lid"], np.sin(value["lid_angle"]) > -0.05
+    # no lashes at the inner corner, where the pink caruncle shows
+    inner = smoothstep(np.cos(value["lid_angle"]), -0.80, -0.95)
     lash = np.where(upper, 0.95 * smoothstep(lid, 0.075, 0.0), 0.42 * smoothstep(lid, 0.06, 0.0))
-    layers.append(("lash", np.where(lid < -0.5, np.where(upper, 0.9, 0.1), lash)))
-    layers.append(("flesh", np.where((lid < -0.5) & ~upper, 0.55, 0.0)))
+    rim = lid < -0.5
+    layers.append(("lash", np.where(rim, np.where(upper, 0.9, 0.1), lash) * (1.0 - inner)))
+    layers.append(("flesh", np.where(rim, np.maximum(np.where(upper, 0.0, 0.55), 0.8 * inner), 0.0)))
     iris = value["iris"]
     layers.append(("sclera", (iris >= 0).astype(float)))
     layers.append(("iris", smoothstep(iris, IRIS_RADIUS + 0.003, IRIS_RADIUS - 0.002)))
@@ -108,7 +111,7 @@ def shadow(head: Part) -> Array:
     depth += 0.42 * eye + 0.35 * corner
     depth += np.nan_to_num(0.45 * value["gap"] * (value["gum"] < 0.5) + 0.75 * smoothstep(value["back"], 0.06, 0.26))
     under = smoothstep(y, -1.02, -1.25) * np.isnan(value["ear"])
-    depth += 0.30 * under
+    depth += 0.22 * under
     dark = np.clip(depth, 0.0, 0.93)[:, None]
     return 1.0 - dark * np.array([0.88, 1.0, 1.0])
 
@@ -140,31 +143,32 @@ def sum_tints(head: Part, weights: dict[str, Array]) -> Array:
 
 
 def _shift(**materials: tuple[float, float, float]) -> dict[str, tuple[float, float, float]]:
+    """What one unit of a mode adds to the colours of the named materials."""
     return materials
 
 
 MATERIAL_MODES: dict[str, dict[str, tuple[float, float, float]]] = {
     "skin tone": _shift(skin=(0.105, 0.105, 0.100), lips=(0.070, 0.055, 0.052), flesh=(0.02, 0.01, 0.01)),
-    "skin redness": _shift(skin=(0.008, -0.012, -0.012), lips=(0.014, -0.008, -0.006)),
-    "skin warmth": _shift(skin=(0.005, 0.003, -0.009), lips=(0.004, 0.002, -0.006)),
     "hair lightness": _shift(hair=(0.135, 0.108, 0.070), brow=(0.075, 0.058, 0.036), lash=(0.01, 0.008, 0.004)),
-    "hair redness": _shift(hair=(0.028, 0.006, -0.004), brow=(0.016, 0.003, -0.003)),
-    "hair greyness": _shift(hair=(0.016, 0.020, 0.024), brow=(0.008, 0.010, 0.012)),
     "brow darkness": _shift(brow=(-0.085, -0.075, -0.065)),
-    "lip redness": _shift(lips=(0.022, -0.026, -0.016)),
     "lip darkness": _shift(lips=(-0.042, -0.038, -0.034)),
+    "skin redness": _shift(skin=(0.008, -0.012, -0.012), lips=(0.014, -0.008, -0.006)),
     "iris lightness": _shift(iris=(0.045, 0.070, 0.085)),
+    "skin warmth": _shift(skin=(0.005, 0.003, -0.009), lips=(0.004, 0.002, -0.006)),
+    "hair redness": _shift(hair=(0.028, 0.006, -0.004), brow=(0.016, 0.003, -0.003)),
+    "hair ashiness": _shift(hair=(-0.010, 0.002, 0.016), brow=(-0.004, 0.001, 0.008)),
+    "lip redness": _shift(lips=(0.022, -0.026, -0.016)),
     "iris warmth": _shift(iris=(0.050, 0.020, -0.030)),
     "lash darkness": _shift(lash=(-0.05, -0.04, -0.04), sclera=(0.012, 0.010, 0.010)),
 }
-"""Modes that shift the colour of a material, per unit coefficient."""
+"""Modes that shift the colour of a material, per unit coefficient; those that show most come first."""
 
 
 def _skin_fields(head: Part, weights: dict[str, Array]) -> dict[str, Array]:
     """Modes that paint the skin: each (V,3) per unit coefficient."""
     x, y, z = head.vertices.T
     face = weights["skin"] * np.isnan(head.values["ear"]) * smoothstep(z, 0.1, 0.4)
-    grain = 1.0 + 0.25 * waves(head.vertices, 11, 40, 0.06)
+    grain = 1.0 + 0.15 * waves(head.vertices, 11, 40, 0.06)
     hairy = np.array([-0.050, -0.042, -0.032])
     thick = brow_weight(x, y, 1.5) - brow_weight(x, y, 0.8)
     speckle = np.maximum(waves(head.vertices, 13, 60, 0.085) - 0.4, 0.0)
@@ -177,7 +181,7 @@ def _skin_fields(head: Part, weights: dict[str, Array]) -> dict[str, Array]:
         "beard": (beard_area(x, y) * grain, hairy),
         "moustache": (bump(x, y, (0.10, -0.490), (0.11, 0.045)) * grain, hairy),
         "brow thickness": (thick, np.array([-0.16, -0.14, -0.12])),
-        "freckles": (speckle * nose_cheeks, np.array([-0.022, -0.026, -0.022])),
+        "freckles": (speckle * nose_cheeks, np.array([-0.017, -0.020, -0.017])),
         "eye shadow": (eyes, np.array([-0.030, -0.036, -0.028])),
         "eye bags": (bags, np.array([-0.028, -0.030, -0.020])),
         "blush": (blush, np.array([0.008, -0.018, -0.016])),
@@ -186,7 +190,7 @@ def _skin_fields(head: Part, weights: dict[str, Array]) -> dict[str, Array]:
     fields = {name: (face * where)[:, None] * colour for name, (where, colour) in paint.items()}
     for index, scale in enumerate((0.9, 0.5, 0.3)):
         pattern = weights["skin"] * waves(head.vertices, 17 + index, 30, scale)
-        fields[f"texture {index + 1}"] = pattern[:, None] * np.array([0.012, 0.014, 0.013])
+        fields[f"texture {index + 1}"] = pattern[:, None] * np.array([0.008, 0.009, 0.008])
     strands = weights["hair"] * waves(head.vertices * (3.0, 0.6, 1.5), 29, 30, 0.5)
     fields["hair streaks"] = strands[:, None] * np.array([0.035, 0.028, 0.020])
     return fields

@@ -5,8 +5,7 @@
 
 import numpy as np
 
-from common.face3d import builtin_surface as surface
-from common.face3d.builtin_mesh import Part, lid_edge
+from common.face3d.builtin_mesh import Part, lid_depth, lid_edge
 from common.face3d.builtin_surface import MOUTH_HEIGHT, Array, bump, smoothstep
 
 JAW_HINGE = np.array([0.0, -0.08, -0.02])
@@ -59,7 +58,7 @@ def _turned(points: Array, angle: float) -> Array:
 
 
 def _blink(r: _Regions, closing: float, lifting: float) -> Array:
-    """Both eyes' lids: the upper goes down by `closing` (1 closes), the lower up by `lifting` dm, over the eyeball."""
+    """Both eyes' lids: the upper goes down by `closing` (1 meets the lower), the lower up by `lifting` dm."""
     lid, angle = np.nan_to_num(r.lid), np.nan_to_num(r.lid_angle)
     upper = np.sin(angle) > 1e-6
     _, edge = lid_edge(angle)
@@ -69,7 +68,9 @@ def _blink(r: _Regions, closing: float, lifting: float) -> Array:
     dy = np.where(upper, closing * (opposite - edge) + (lift if closing >= 1 else 0.0) - 0.004, lift) * fall
     dy = np.where(np.isnan(r.lid), 0.0, dy)
     moved = r.y + dy
-    over = surface.eyeball_depth(r.x, moved, 0.019)
+    near = np.flatnonzero(dy)
+    over = np.full(len(dy), -1.0)
+    over[near] = lid_depth(np.abs(r.x[near]), moved[near]) + (0.014 * upper * np.sqrt(np.abs(np.sin(angle))))[near]
     rim = np.where(lid < -0.5, 0.012 * (-lid), 0.0)
     dz = np.where(dy != 0, smoothstep(fall, 0.05, 0.4) * np.maximum(over - rim - r.z, -0.004), 0.0)
     return np.stack([np.zeros_like(dy), dy, dz], 1)
@@ -115,9 +116,9 @@ def _one_sided(r: _Regions) -> dict[str, Array]:
         "browInnerUp": _field(0.0, 0.062 * brow * inner, 0.0, r.x),
         "browOuterUp": _field(0.0, 0.055 * brow * outer, 0.0, r.x),
         "cheekPuff": _field(0.045 * out * puff, 0.0, 0.060 * puff, r.x),
-        "eyeBlink": _blink(r, 1.0, 0.010),
+        "eyeBlink": _blink(r, 1.07, 0.014),
         "eyeSquint": _blink(r, 0.14, 0.022) + _field(0.0, 0.015 * cheek, 0.010 * cheek, r.x),
-        "eyeWide": _blink(r, -0.20, -0.004),
+        "eyeWide": _blink(r, -0.20, -0.010) + _field(0.0, 0.014 * brow * whole, 0.0, r.x),
         "mouthFrown": _field(0.008 * out * r.corner, -0.060 * r.corner - 0.015 * below, 0.0, r.x),
         "mouthLowerDown": _field(0.0, -0.085 * r.lower, -0.006 * r.lower, r.x),
         "mouthPress": _field(

@@ -18,7 +18,7 @@ Window = Callable[[Array], Array]
 
 
 class Field(NamedTuple):
-    """Displacement window(p) * (shift + stretch * p): `window` maps points (n,3) to weights (n,) or (n,1).
+    """Displacement window(p) * (shift + stretch * p): `window` maps points (n,3) to weights (n,).
 
     shift in dm per unit coefficient, its x outwards (to +x on the +x side, to -x on the other) unless `one_way`;
     stretch is a fraction per unit coefficient.
@@ -204,7 +204,7 @@ def _eye_modes(head: Part, blink: Array) -> dict[str, Array]:
     return {
         "eye size": 0.060 * whole * offset,
         "eye slant": 0.055 * lid * turned,
-        "eye openness": -0.065 * blink,
+        "eye openness": -0.055 * blink,
         "eye length": 0.040 * lid * offset * (1.0, 0.0, 0.0),
     }
 

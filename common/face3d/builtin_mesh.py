@@ -31,7 +31,7 @@ LIP_COLUMNS = 22
 """Columns from the middle to the corner of each lip."""
 
 NECK_COLUMNS = 35
-NECK_RINGS = 9
+NECK_RINGS = 6
 
 _POLE = 2.95
 """Angle from +z at which the chart ends, in radians; one vertex closes the back of the head."""
@@ -86,7 +86,12 @@ def lid_edge(angle: Array) -> tuple[Array, Array]:
     u = np.cos(angle)
     arch = np.where(np.sin(angle) > 0, 0.056 * (1.0 - 0.16 * u), -0.046 * (1.0 + 0.20 * u))
     lift = arch * np.maximum(1.0 - u * u, 0.0) ** 0.68
-    return surface.EYE_CENTRE[0] + 0.004 + 0.148 * u, surface.EYE_CENTRE[1] + 0.010 * u + lift
+    return surface.EYE_CENTRE[0] - 0.002 + 0.142 * u, surface.EYE_CENTRE[1] + 0.010 * u + lift
+
+
+def lid_depth(x: Array, y: Array) -> Array:
+    """z of a lid on the +x side: the skin, drawn over the eyeball."""
+    return surface.smooth_max(surface.face_depth(x, y), surface.eyeball_depth(x, y, 0.017), 0.014)
 
 
 def eye_patch() -> Part:
@@ -99,9 +104,10 @@ def eye_patch() -> Part:
     for t in LID_RINGS:
         x, y = ((1 - max(t, 0.0)) * edge + max(t, 0.0) * border).T
         skin_z = surface.face_depth(x, y)
-        lid = surface.smooth_max(skin_z, surface.eyeball_depth(x, y, 0.017), 0.014)
         # the lower lid leaves the eyeball sooner than the upper
-        z: Array = skin_z + (lid - skin_z) * np.where(s < 0, surface.smoothstep(np.full_like(s, t), 0.50, 0.10), 1.0)
+        z: Array = skin_z + (lid_depth(x, y) - skin_z) * np.where(
+            s < 0, surface.smoothstep(np.full_like(s, t), 0.50, 0.10), 1.0
+        )
         z = surface.smooth_max(z, surface.eyeball_depth(x, y, 0.006), 0.03)
         crease = np.maximum(s, 0.0) ** 0.5 * np.exp(-0.5 * ((t - 0.24) / 0.035) ** 2)
         z -= 0.013 * crease
@@ -222,7 +228,7 @@ def from_chart(chart: Array) -> Array:
     return np.stack([chart[:, 0] * scale, chart[:, 1] * scale, np.cos(angle)], 1)
 
 
-_SPACING = PchipInterpolator([0, 0.3, 0.6, 1.0, 1.5, 2.0, 3.2], [0.0165, 0.021, 0.036, 0.046, 0.070, 0.11, 0.24])
+_SPACING = PchipInterpolator([0, 0.3, 0.6, 1.0, 1.5, 2.0, 3.2], [0.0165, 0.021, 0.036, 0.048, 0.075, 0.13, 0.28])
 """Distance of the free points in the chart by the angle from +z, both in radians."""
 
 
@@ -290,6 +296,19 @@ def skin() -> Part:
     vertices = np.concatenate([whole.vertices, surface.cast(np.array([[0.0, 0.0, -1.0]]))])
     values = {key: np.append(value, np.nan) for key, value in whole.values.items() if key != "part"}
     return Part(vertices, np.concatenate([whole.triangles, index[triangles], cap]), values)
+
+
+def smoothed(part: Part, share: Array, rounds: int) -> Part:
+    """The part with each vertex drawn `share` (n,) of the way to the mean of its neighbours, `rounds` times."""
+    t = part.triangles
+    edges = np.unique(np.sort(np.concatenate([t[:, :2], t[:, 1:], t[:, ::2]]), axis=1), axis=0)
+    both = np.concatenate([edges, edges[:, ::-1]])
+    count = np.bincount(both[:, 0], minlength=len(part.vertices))[:, None]
+    vertices = part.vertices
+    for _ in range(rounds):
+        total = np.stack([np.bincount(both[:, 0], vertices[both[:, 1], i], len(vertices)) for i in range(3)], 1)
+        vertices = vertices + share[:, None] * (total / count - vertices)
+    return Part(vertices, part.triangles, part.values)
 
 
 def _triangulate(chart: Array, holes: list[Array]) -> Indices:

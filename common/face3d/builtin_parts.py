@@ -9,7 +9,7 @@ from common.face3d.builtin_surface import Array
 PUPIL_RADIUS = 0.023
 IRIS_RADIUS = 0.060
 _EYE_RINGS = (0.010, 0.0215, 0.0245, 0.032, 0.040, 0.048, 0.0545, 0.0585, 0.0625, 0.070, 0.085, 0.105, 0.13, 0.155)
-_EYE_COLUMNS = 32
+_EYE_COLUMNS = 28
 _UPPER_TEETH = (0.084, 0.066, 0.076, 0.068, 0.066, 0.09)
 _LOWER_TEETH = (0.054, 0.058, 0.066, 0.068, 0.068, 0.10)
 """Widths from the middle outwards along the arch."""
@@ -139,7 +139,7 @@ def ear() -> Part:
 
 def hair_curtain() -> Part:
     """Long hair around the back of the neck, in the mean head hidden inside the neck; value `curtain`: 0 top, 1 end."""
-    columns, rows = 15, 11
+    columns, rows = 13, 8
     angle, level = np.linspace(np.radians(94.0), np.pi, columns), np.linspace(0.0, 1.0, rows)
     c, s = np.cos(angle), np.where(angle == np.pi, 0.0, np.sin(angle))
     height = 0.05 - 1.65 * level[:, None] + 0.05 * np.cos(7.0 * angle) * level[:, None]
@@ -158,4 +158,7 @@ def with_hair_volume(skin: Part) -> Part:
     outward = skin.vertices - (0.0, 0.1, -0.1)
     outward /= np.linalg.norm(outward, axis=1)[:, None]
     raised = 0.085 * surface.smoothstep(surface.above_hairline(skin.vertices), -0.02, 0.28)
+    # short around the ears
+    ear = (skin.vertices - (0.0, 0.05, -0.12)) / (1e3, 0.34, 0.30)
+    raised *= 1.0 - 0.8 * np.exp(-(ear**2).sum(1)) * (np.abs(skin.vertices[:, 0]) > 0.4)
     return Part(skin.vertices + raised[:, None] * outward, skin.triangles, skin.values)

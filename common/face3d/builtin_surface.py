@@ -13,7 +13,7 @@ from scipy.interpolate import PchipInterpolator
 
 Array = NDArray[np.floating[Any]]
 
-EYE_CENTRE = np.array([0.312, 0.035, 0.652])
+EYE_CENTRE = np.array([0.312, 0.035, 0.645])
 """Centre of the eyeball on the +x side."""
 EYE_RADII = np.array([0.172, 0.125, 0.172])
 """Wider than in nature (.12), so that one ellipsoid fills the fissure up to both corners."""
@@ -163,7 +163,7 @@ def nose_height(x: Array, y: Array) -> Array:
 def features(x: Array, y: Array) -> Array:
     """What the features of the face, nose included, lips and lids excluded, add to z at (x, y)."""
     brow = 0.038 * bump(x, y, (0.27, 0.215), (0.16, 0.060), 0.10) + 0.018 * bump(x, y, (0.0, 0.27), (0.13, 0.09))
-    socket = -0.085 * bump(x, y, (0.32, 0.050), (0.150, 0.080)) - 0.052 * bump(x, y, (0.165, 0.045), (0.055, 0.07))
+    socket = -0.062 * bump(x, y, (0.31, 0.060), (0.140, 0.080)) - 0.052 * bump(x, y, (0.165, 0.045), (0.055, 0.07))
     cheek = 0.050 * bump(x, y, (0.43, -0.19), (0.17, 0.13), 0.25) + 0.020 * bump(x, y, (0.27, -0.33), (0.13, 0.13))
     hollow = -0.026 * bump(x, y, (0.46, -0.52), (0.12, 0.13)) - 0.03 * bump(x, y, (0.66, 0.34), (0.09, 0.16))
     fold = -0.015 * bump(x, y, (0.268, -0.475), (0.020, 0.105), 0.52)
