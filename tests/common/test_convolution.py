@@ -56,7 +56,8 @@ def test_input_gradients_only_ends_with_its_block_even_after_an_error() -> None:
             convolve(x, weight, geometry=GEOMETRIES[0]).sum().backward()
             raise ZeroDivisionError
 
-    pytest.raises(ZeroDivisionError, backward_then_fail)
+    with pytest.raises(ZeroDivisionError):
+        backward_then_fail()
     assert x.grad is not None
     assert weight.grad is None
     convolve(x, weight, geometry=GEOMETRIES[0]).sum().backward()

@@ -91,6 +91,13 @@ def test_halving_convolution_is_filter_then_strided_convolution() -> None:
     np.testing.assert_allclose(layer(x)[0].detach().numpy(), expected, atol=1e-5)
 
 
+def test_halving_skip_is_filter_and_drop_then_mix() -> None:
+    layer = EqualConv2d(2, 3, 1, bias=False, down=True, gain=math.sqrt(0.5))
+    x = torch.randn(2, 2, 6, 8)
+    kept = per_plane(x, pad=(1, 1), down=2)
+    torch.testing.assert_close(layer(x), torch.einsum("oi,bihw->bohw", layer.weight[:, :, 0, 0] / 2, kept))
+
+
 def test_clamp_bounds_the_activation_before_the_gain() -> None:
     layer = EqualConv2d(1, 1, 1, activation="lrelu", gain=0.5, clamp=2.0)
     torch.nn.init.ones_(layer.weight)
