@@ -1,13 +1,12 @@
 """ICT-FaceKit (Li et al. 2020, MIT licence): from a clone's OBJ files to one npz, and from there to a `FaceModel`.
 
-`python -m common.face3d.ict CLONE OUT.npz` converts. The npz holds `neutral` (V,3) float32 in centimetres, `identity`
+`python -m common ict CLONE` converts. The npz holds `neutral` (V,3) float32 in centimetres, `identity`
 (100,V,3) and `expression` (53,V,3) float16 offsets per unit coefficient, `expression_names`, `triangles` (F,3) int32
 (quads split), `uv` and `uv_triangles`, `landmarks68` int32, `region_names` and `region_ranges` (R,2) int32, inclusive
 vertex ranges.
 """
 
 import json
-import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -227,19 +226,3 @@ def _read_mesh(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64], ND
         raise UserError(f"{path}: a face is not a polygon of v/vt pairs ({error})") from error
     uv = _read_lines(path, text, "vt ", 2)
     return _read_lines(path, text, "v ", 3), uv, faces[..., 0].copy(), faces[..., 1].copy()
-
-
-def main(words: list[str]) -> None:
-    """`CLONE OUT.npz`: convert and say where the file lies."""
-    if len(words) != 2:
-        raise UserError("usage: python -m common.face3d.ict CLONE OUT.npz")
-    out = Path(words[1])
-    convert(Path(words[0]), out)
-    print(f"wrote {out}")
-
-
-if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as problem:
-        sys.exit(f"error: {problem}")

@@ -161,5 +161,5 @@ def find_ict() -> Path:
             return place
     raise UserError(
         f"no ICT-FaceKit model at {' or '.join(map(str, places))}: clone https://github.com/ICT-VGL/ICT-FaceKit "
-        f"and run python -m common.face3d.ict CLONE {places[0]}, or set the face model to ict:CLONE"
+        "and run python -m common ict CLONE, or set the face model to ict:CLONE"
     )

@@ -85,7 +85,7 @@ class Canvas:
 
 SLIDERS = tuple(field.name for field in fields(Look))
 
-_SKIN = np.array([0.80, 0.61, 0.51])
+_SKIN = np.array([0.77, 0.58, 0.48])
 _LIP = np.array([0.66, 0.34, 0.33])
 _INSIDE = {
     "mouth": (np.array([0.42, 0.16, 0.15]), 0.25),
@@ -189,11 +189,11 @@ def _skin(canvas: Canvas, look: Look) -> Array:
         rings += _spot(canvas, marks[eye].mean(0) - [0, 0.06, 0], 0.11)
     tip = _spot(canvas, marks[30], 0.11)
     flush = 0.05 * look.redness + (0.10 + 0.09 * look.blush) * (cheeks + 0.8 * tip)
-    melanin = np.array([0.12, 0.17, 0.20]) * look.tone + np.array([0.0, -0.01, 0.05]) * look.undertone
+    melanin = np.array([0.11, 0.16, 0.19]) * look.tone + np.array([0.0, -0.006, 0.03]) * look.undertone
     speckle = (0.08 + 0.08 * look.freckles) * (cheeks + tip) * np.clip(canvas.grain - 0.4, -0.5, 1.5)
     depth = melanin + np.outer(flush, red) + np.outer(0.01 * canvas.grain + 0.6 * speckle, [0.5, 0.8, 1.0])
     depth += np.outer(0.10 + 0.08 * look.eye_shadow, [0.9, 1.0, 0.8]) * rings[:, None]
-    depth += np.outer((0.12 + 0.11 * look.beard) * _beard(canvas), [1.1, 1.0, 0.85])
+    depth += np.outer(max(0.0, 0.10 + 0.11 * look.beard) * _beard(canvas), [1.1, 1.0, 0.85])
     return np.asarray(_SKIN * np.exp(-depth))
 
 
@@ -297,5 +297,5 @@ def albedo_modes(canvas: Canvas, triangles: Indices, *, smooth: int = 10) -> tup
         skin &= ~canvas.regions[region]
     waves = laplacian_modes(canvas.points, triangles, skin, smooth)
     waves *= (0.035 / np.sqrt(1 + np.arange(smooth) / 2))[:, None]
-    axes = (np.array([1.0, 1.0, 1.0]), np.array([0.5, -0.35, -0.35]))
+    axes = (np.array([1.0, 1.0, 1.0]), np.array([0.3, -0.2, -0.2]))
     return mean, np.concatenate([np.stack(modes), *(waves[:, :, None] * axis * mean for axis in axes)])
