@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
@@ -15,8 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
+from common.config import ExperimentConfig, config_hash
 from common.errors import UserError
-from common.files import atomic_path
+from common.provenance import Provenance, write_png
 from common.training import TrainModule, reduce_mean
 
 
@@ -127,12 +129,12 @@ class StepLogger(Callback):
 class LogSamples(Callback):
     """Every `every` steps a grid of `module.sample_images(count)` -> (count, 3, H, W) in [-1, 1].
 
-    Written to `samples/step_00001000.png` in the run folder and to W&B where it is on. The module chooses what it
+    Written, labelled as synthetic, to `samples/step_00001000.png` in the run folder, and to W&B where it is on. The module chooses what it
     shows (fixed latents, EMA weights, eval mode); its random numbers do not touch those of training.
     """
 
-    def __init__(self, folder: Path, every: int, count: int = 16) -> None:
-        self.folder, self.every, self.count = folder / "samples", every, count
+    def __init__(self, folder: Path, every: int, cfg: ExperimentConfig, count: int = 16) -> None:
+        self.folder, self.every, self.cfg, self.count = folder / "samples", every, cfg, count
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         """Draw and write where a grid is due."""
@@ -145,8 +147,10 @@ class LogSamples(Callback):
         if not trainer.is_global_zero:
             return
         picture = to_grid(images)
-        with atomic_path(self.folder / f"step_{step:08d}.png") as path:
-            picture.save(path)
+        name, digest = f"step_{step:08d}.png", config_hash(self.cfg)
+        # A resumed run writes the same bytes, so the label's identifier follows from the run and the step.
+        label = Provenance.create(self.cfg.provenance, config_hash=digest, content=f"{digest} {name}")
+        write_png(self.folder / name, np.asarray(picture), label)
         for logger in trainer.loggers:
             if log_image := getattr(logger, "log_image", None):
                 log_image(key="samples", images=[picture], step=step)

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from common.errors import UserError
+from common.provenance import ProvenanceConfig
 
 T = TypeVar("T")
 
@@ -116,6 +117,8 @@ class ExperimentConfig:
     """Length, devices, intervals."""
     wandb: WandbConfig = field(default_factory=WandbConfig)
     """Dashboard."""
+    provenance: ProvenanceConfig = field(default_factory=ProvenanceConfig)
+    """Label of everything that is generated."""
 
 
 def read(path: Path) -> list[tuple[Path, dict[str, Any]]]:

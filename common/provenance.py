@@ -6,7 +6,6 @@ version, the config's hash and the checkpoint's SHA-256, and in XMP the IPTC dig
 practice and the large platforms read.
 """
 
-import hashlib
 import json
 import re
 import uuid
@@ -51,6 +50,8 @@ _NAMESPACES = {
 }
 _SYNTHETIC = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 _TECHNICAL_TAGS = {"major_brand", "minor_version", "compatible_brands", "encoder"}
+_CONTENT_IDS = uuid.UUID("7b0e5d1c-5a6c-4a53-9d0b-2f1f5c9f7a10")
+"""Namespace of derived `ProduceID`s."""
 
 
 @dataclass
@@ -86,15 +87,18 @@ class Provenance:
     visible_font: str = ""
 
     @classmethod
-    def create(cls, cfg: ProvenanceConfig, *, config_hash: str, checkpoint_sha256: str | None) -> "Provenance":
-        """Label new content under a fresh UUID.
+    def create(
+        cls, cfg: ProvenanceConfig, *, config_hash: str, checkpoint_sha256: str | None = None, content: str = ""
+    ) -> "Provenance":
+        """Label new content under a fresh UUID, or under one derived from `content` where outputs must repeat exactly.
 
         Args:
             cfg: who produces and propagates.
             config_hash: `common.config.config_hash` of the run.
-            checkpoint_sha256: `file_sha256` of the checkpoint; None when no file was used.
+            checkpoint_sha256: of the checkpoint (`common.files.sha256`); None when no file was used.
+            content: what the output is a function of, in words; empty for a random UUID.
         """
-        number = str(uuid.uuid4())
+        number = str(uuid.uuid5(_CONTENT_IDS, content) if content else uuid.uuid4())
         values = ("1", cfg.producer, number, "", cfg.propagator, number if cfg.propagator else "", "")
         tool = {
             "name": _TOOL,
@@ -114,15 +118,6 @@ class Provenance:
     def as_dict(self) -> dict[str, Any]:
         """What `read_label` gives back: {"AIGC": ..., "speechface": ...}."""
         return {"AIGC": dict(self.aigc), _TOOL: dict(self.tool)}
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal digits."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
 def write_png(path: Path, image: np.ndarray | Tensor, provenance: Provenance) -> None:

@@ -116,7 +116,7 @@ def _callbacks(module: TrainModule, cfg: ExperimentConfig, folder: Path, more: S
     if trainer.progress:
         callbacks.append(ProgressBar(trainer.steps, losses))
     if trainer.val_every and hasattr(module, "sample_images"):
-        callbacks.append(LogSamples(folder, trainer.val_every))
+        callbacks.append(LogSamples(folder, trainer.val_every, cfg))
     return [*callbacks, *more, Checkpoints(folder, trainer.save_every, trainer.keep_every)]
 
 

@@ -4,7 +4,6 @@ Nothing here is needed for the embedded quick starts. Checksums are SHA-256 dige
 prefix that the publisher writes into the file name (the convention of torch.hub).
 """
 
-import hashlib
 import importlib.util
 import os
 import pickle
@@ -22,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from common.errors import UserError
-from common.files import atomic_path
+from common.files import atomic_path, sha256
 
 
 @dataclass(frozen=True)
@@ -343,8 +342,7 @@ def _check(entry: WeightEntry, path: Path, shown: str | None = None) -> None:
 @cache
 def _digest(path: Path, size: int, modified_ns: int) -> str:
     """SHA-256 of a file; size and time are part of the cache key, so that a replaced file is read again."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256(path)
 
 
 def _read(path: Path) -> Mapping[str, Any]:

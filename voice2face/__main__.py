@@ -26,9 +26,9 @@ from common.config import config_hash, from_dict, load
 from common.data.corpus import SAMPLE_RATE
 from common.data.prepare import prepare as prepare_corpus
 from common.errors import UserError
-from common.files import write_json
+from common.files import sha256, write_json
 from common.metrics.fid import to_uint8
-from common.provenance import Provenance, file_sha256, write_png
+from common.provenance import Provenance, write_png
 from voice2face.config import Config
 from voice2face.data import WholeRecordings, open_corpus
 from voice2face.evaluation import evaluate as evaluate_model
@@ -83,7 +83,7 @@ def evaluate(
     cfg = from_dict(Config, load_checkpoint(checkpoint, KIND)["cfg"], overrides=overrides or [])
     result = evaluate_model(model, open_corpus(cfg.data), cfg)
     folder = out or checkpoint.parent
-    metrics = result.metrics | {"checkpoint_sha256": file_sha256(checkpoint), "config": config_hash(cfg)}
+    metrics = result.metrics | {"checkpoint_sha256": sha256(checkpoint), "config": config_hash(cfg)}
     write_json(folder / "metrics.json", metrics)
     write_png(folder / "sheet.png", sample_sheet(result), _provenance(cfg, checkpoint))
     print(_summary(result.metrics))
@@ -142,7 +142,7 @@ def _held_out_voice(cfg: Config) -> Path:
 
 
 def _provenance(cfg: Config, checkpoint: Path) -> Provenance:
-    return Provenance.create(cfg.provenance, config_hash=config_hash(cfg), checkpoint_sha256=file_sha256(checkpoint))
+    return Provenance.create(cfg.provenance, config_hash=config_hash(cfg), checkpoint_sha256=sha256(checkpoint))
 
 
 def _summary(metrics: dict[str, Any]) -> str:

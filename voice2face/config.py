@@ -5,7 +5,6 @@ from typing import Any
 
 from common.audio.features import FEATURES
 from common.config import ExperimentConfig
-from common.provenance import ProvenanceConfig
 from common.synthetic.build import IdentityCorpusOptions
 from voice2face.networks import DISCRIMINATORS, ENCODERS, GENERATORS
 
@@ -187,7 +186,6 @@ class Config(ExperimentConfig):
     weights: LossWeights = field(default_factory=LossWeights)
     optim: OptimConfig = field(default_factory=OptimConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    provenance: ProvenanceConfig = field(default_factory=ProvenanceConfig)
 
     def __post_init__(self) -> None:
         _check_choice("generator.name", self.generator.name, GENERATORS)

@@ -12,10 +12,9 @@ from common.data.sampling import Draw
 from common.faces import load_embedder
 from common.losses import (
     cosine_distance,
-    nonsaturating_d,
-    nonsaturating_g,
+    discriminator_logistic,
+    generator_logistic,
     path_length_penalty,
-    path_lengths,
     r1_penalty,
 )
 from common.metrics.fid import FrechetDistance, embedder_extractor, load_extractor
@@ -101,7 +100,7 @@ class VoicePortrait(TrainModule):
         features = self.discriminator.features(real)
         d_real, d_fake = self.discriminator.logits(features), self.discriminator(fake)
         return {
-            "d_adversarial": nonsaturating_d(d_real, d_fake),
+            "d_adversarial": discriminator_logistic(d_real, d_fake),
             "d_identity": F.cross_entropy(self.classifier(features), identity),
         }
 
@@ -109,7 +108,7 @@ class VoicePortrait(TrainModule):
         """Eq. 12, the classifier on portraits, and the two optional terms."""
         features = self.discriminator.features(fake)
         return {
-            "g_adversarial": nonsaturating_g(self.discriminator.logits(features)),
+            "g_adversarial": generator_logistic(self.discriminator.logits(features)),
             "g_identity": F.cross_entropy(self.classifier(features), batch["identity"]),
             "g_match": cosine_distance(self.face_tower(fake), embedding),
             "g_pixel": F.l1_loss(fake, batch["face"]),
@@ -143,24 +142,23 @@ class VoicePortrait(TrainModule):
         logged = {}
         if weights.r1 > 0 and self.step % cfg.r1_every == 0:
             with self.updating(d_optimizer):
-                real = real.detach().requires_grad_(True)
-                r1 = r1_penalty(self.discriminator(real, force_fp32=True), real, weights.r1)
+                r1 = r1_penalty(lambda images: self.discriminator(images, force_fp32=True), real, weights.r1)
                 self.manual_backward(r1 * cfg.r1_every)
             logged["loss_r1"] = r1
         if weights.path_length > 0 and self.step % cfg.path_length_every == 0:
             with self.updating(g_optimizer):
                 # Half the batch, as in StyleGAN2: this penalty costs the most memory.
                 ws = self.generator.mapping(self.latents(embedding[: -(-len(embedding) // 2)], "path latent"))
-                images = self.draw(ws, "path noise", force_fp32=True)
-                lengths = path_lengths(images, ws, self.random.normal(self.step, "path direction", images.shape))
-                penalty, mean = path_length_penalty(
-                    lengths,
+                penalty, lengths = path_length_penalty(
+                    lambda ws: self.draw(ws, "path noise", force_fp32=True),
+                    ws,
                     self.path_length_mean,
+                    noise=self.random.normal(self.step, "path direction", (len(ws), *real.shape[1:])),
                     decay=cfg.path_length_decay,
-                    batch_mean=reduce_mean(lengths.mean()),
+                    reduce=reduce_mean,
                 )
                 self.manual_backward(penalty * weights.path_length * cfg.path_length_every)
-            self.path_length_mean.copy_(mean)
+            self.path_length_mean.lerp_(reduce_mean(lengths.mean()), cfg.path_length_decay)
             logged["loss_path_length"] = penalty
         return logged
 

@@ -30,6 +30,7 @@ from common.audio.io import write_wav
 from common.data.corpus import MANIFEST, REPORT, SAMPLE_RATE, Item
 from common.errors import UserError
 from common.files import atomic_path, safe_join, write_json
+from common.provenance import Provenance, write_png
 
 WORK = ".prepare"
 """Folder inside the corpus that holds the records and the options of the run."""
@@ -72,6 +73,8 @@ class Product:
     """A voice: float32 (n,) in [-1,1] at 16 kHz. A face: uint8 (H,W,3) RGB."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Further manifest columns (strings and finite numbers)."""
+    provenance: Provenance | None = None
+    """Label of a face that is synthetic."""
 
 
 @dataclass
@@ -296,13 +299,20 @@ def _store(unit: Unit, job: Job, outcome: Outcome) -> Record:
         if product.item.kind == "voice":
             write_wav(path, torch.as_tensor(product.data), SAMPLE_RATE)
         else:
-            with atomic_path(path) as temporary:
-                Image.fromarray(np.asarray(product.data)).save(temporary)
+            _write_face(path, np.asarray(product.data), product.provenance)
     extra = {product.item.id: product.extra for product in outcome.products if product.extra}
     items = [product.item for product in outcome.products]
     record = Record(unit.key, unit.stamp, job.describe(unit), items, extra, outcome.drops)
     write_json(_record_path(job.root, unit.key), asdict(record))
     return record
+
+
+def _write_face(path: Path, image: np.ndarray, provenance: Provenance | None) -> None:
+    if provenance is not None:
+        write_png(path, image, provenance)
+        return
+    with atomic_path(path) as temporary:
+        Image.fromarray(image).save(temporary)
 
 
 def _record_path(root: Path, key: str) -> Path:

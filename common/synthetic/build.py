@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from common.config import config_hash
 from common.data.corpus import MANIFEST, Corpus, Item, write_manifest
 from common.data.engine import Job, Outcome, Product, Unit, begin, clean, run_units
 from common.errors import UserError
 from common.face3d.morphable import FaceModel, load_face_model
 from common.face3d.render import render
 from common.faces.align import align_face
+from common.provenance import Provenance, ProvenanceConfig
 from common.synthetic.identity import face_coefficients, sample_identity, sample_nuisance
 from common.synthetic.sentences import ENGLISH, MANDARIN
 from common.synthetic.speech import speak, voice_from_vector
@@ -137,7 +139,7 @@ def _faces(
 def _product(
     options: IdentityCorpusOptions, unit: Unit, kind: str, index: int, count: int, data: Any, language: str = ""
 ) -> Product:
-    name = _name(unit)
+    name, options_hash = _name(unit), config_hash(options)
     folder, suffix = ("voices", "wav") if kind == "voice" else ("faces", "png")
     item = Item(
         id=f"{folder}/{name}/{index:03d}",
@@ -148,4 +150,5 @@ def _product(
         samples=len(data) if kind == "voice" else 0,
         language=language,
     )
-    return Product(item, data)
+    label = Provenance.create(ProvenanceConfig(), config_hash=options_hash, content=f"{options_hash} {item.id}")
+    return Product(item, data, provenance=label)

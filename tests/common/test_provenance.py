@@ -15,6 +15,7 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from common.errors import UserError
+from common.files import sha256
 from common.provenance import (
     AIGC_KEYS,
     MP4_OPTIONS,
@@ -22,7 +23,6 @@ from common.provenance import (
     ProvenanceConfig,
     describe_label,
     draw_words,
-    file_sha256,
     label_mp4,
     read_label,
     write_png,
@@ -308,6 +308,6 @@ def test_a_config_that_names_nobody_or_writes_essays_is_refused(values: dict[str
 
 def test_file_digest(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
-    assert file_sha256(tmp_path / "a").startswith("ba7816bf8f01cfea")
+    assert sha256(tmp_path / "a").startswith("ba7816bf8f01cfea")
     with pytest.raises(UserError, match="cannot read"):
-        file_sha256(tmp_path / "b")
+        sha256(tmp_path / "b")
