@@ -24,6 +24,7 @@ from common.cli import (
 )
 from common.config import config_hash, from_dict, load
 from common.data.corpus import SAMPLE_RATE
+from common.data.prepare import SplitBy
 from common.data.prepare import prepare as prepare_corpus
 from common.errors import UserError
 from common.files import sha256, write_json
@@ -47,13 +48,13 @@ def prepare(
     faces: Annotated[Path | None, typer.Option(help="voxceleb: the folder of VGGFace images")] = None,
     size: Annotated[int, typer.Option(help="side of the stored face crops in px")] = 256,
     backend: Annotated[str, typer.Option(help="dlib or face_alignment")] = "dlib",
-    split: Annotated[str, typer.Option(help="auto, identity or recording")] = "auto",
+    split: Annotated[SplitBy, typer.Option(help="of people, or of everybody's recordings")] = "auto",
     limit: Annotated[int | None, typer.Option(help="at most so many people")] = None,
     workers: Annotated[int | None, typer.Option(help="processes; all cores unless given")] = None,
     fresh: Annotated[bool, typer.Option(help="start anew where earlier options differ")] = False,
 ) -> None:
     """Turn raw recordings and pictures into a corpus."""
-    extra = {} if faces is None else {"faces": faces}
+    extra: dict[str, Any] = {} if faces is None else {"faces": faces}
     report = prepare_corpus(
         source, input, out, size=size, backend=backend, split=split, limit=limit, workers=workers, fresh=fresh, **extra
     )

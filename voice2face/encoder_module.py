@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -11,7 +12,7 @@ from common.metrics.identity import IdentityMetric
 from common.training import TrainModule
 from voice2face.build import EMBEDDING_DIM, build_face_tower, build_voice
 from voice2face.config import Config
-from voice2face.data import crop_batch
+from voice2face.data import WholeRecordings, crop_batch
 
 KIND = "voice2face-encoder"
 
@@ -26,6 +27,8 @@ class VoiceFaceContrast(TrainModule):
         cfg: the run; `encoder` holds this stage.
         people: number of training identities.
     """
+
+    cfg: Config
 
     def __init__(self, cfg: Config, people: int) -> None:
         super().__init__(cfg, KIND)
@@ -62,10 +65,15 @@ class VoiceFaceContrast(TrainModule):
         total = weights.info_nce * losses["info_nce"] + weights.identity * losses["identity"]
         return {"loss": total} | {f"loss_{name}": value.detach() for name, value in losses.items()}
 
+    @property
+    def recordings(self) -> WholeRecordings:
+        """The validation recordings."""
+        return self.trainer.datamodule.recordings  # type: ignore[attr-defined]  # Lightning sets it late
+
     def on_validation_epoch_start(self) -> None:
         """The gallery: every real face of the validation recordings' people, in the tower's space."""
         self.metric.reset()
-        faces, identities = self.trainer.datamodule.recordings.real_faces()
+        faces, identities = self.recordings.real_faces()
         for part in torch.arange(self.trainer.global_rank, len(faces), self.trainer.world_size).split(64):
             self.metric.update(self.embed_faces(faces[part].to(self.device)), identities[part].to(self.device), "real")
 
@@ -75,7 +83,7 @@ class VoiceFaceContrast(TrainModule):
     def on_validation_epoch_end(self) -> None:
         self.log_dict({f"val/{name}": value.float() for name, value in self.metric.compute().items()})
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         cfg = self.cfg.encoder
         optimizer = torch.optim.SGD(self.parameters(), lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
         schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=cfg.cycle)

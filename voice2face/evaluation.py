@@ -94,14 +94,14 @@ def _identity(
         embedder.embed(list(to_uint8(images).permute(0, 2, 3, 1).numpy())) for images in (portraits, real)
     )
     arguments = (generated, names, truth, real_names)
-    shared = {"embedder": embedder.name, "samples": settings.bootstrap}
-    found = retrieval(*arguments, **shared)
-    similar = identity_similarity(*arguments, **shared)
+    name, samples = embedder.name, settings.bootstrap
+    found = retrieval(*arguments, embedder=name, samples=samples)
+    similar = identity_similarity(*arguments, embedder=name, samples=samples)
     return {
         "retrieval": found.to_dict(),
         "similarity": similar.to_dict(),
         "collapse": collapse_alarm(found, similar).to_dict(),
-        "matching": matching_accuracy(*arguments, **shared).to_dict(),
+        "matching": matching_accuracy(*arguments, embedder=name, samples=samples).to_dict(),
     }
 
 
@@ -110,7 +110,7 @@ def _path_length(
 ) -> dict[str, Any]:
     """Between the latents of two people's voices; StyleGAN2's `wend` with the crop, and `2_wend` without."""
     distance = _distance(settings.distance)
-    pairs = different_pairs(names, settings.path_length_samples)
+    pairs = different_pairs(list(names), settings.path_length_samples)
     ws = model.styles(embedding)
     results: dict[str, Any] = {}
     for crop in (True, False):
@@ -124,6 +124,8 @@ def _path_length(
 def _distance(name: str) -> ImageDistance:
     if name == "pixel_l2":
         return PixelDistance()
-    if name in {"lpips_vgg", "lpips_alex"}:
-        return lpips_distance(name.removeprefix("lpips_"))
+    if name == "lpips_vgg":
+        return lpips_distance("vgg")
+    if name == "lpips_alex":
+        return lpips_distance("alex")
     raise UserError(f"evaluation.distance: unknown distance {name!r}; one of pixel_l2, lpips_vgg, lpips_alex")

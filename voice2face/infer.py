@@ -13,7 +13,7 @@ from common.checkpoints import load_checkpoint
 from common.config import from_dict
 from voice2face.build import EMBEDDING_DIM, build_face_tower, build_generator, build_voice, take
 from voice2face.config import Config
-from voice2face.networks.voice import voice_latent
+from voice2face.networks.voice import VoiceNetwork, voice_latent
 
 KIND = "voice2face"
 REFINE_LR, RAMP_UP, RAMP_DOWN, REFINE_DISTANCE = 0.05, 0.05, 0.25, 0.008
@@ -28,25 +28,27 @@ class VoiceToFace:
         voice, tower, generator: networks in eval mode on `device`.
     """
 
-    def __init__(self, cfg: Config, voice: nn.Module, tower: nn.Module, generator: Any, device: torch.device) -> None:
+    def __init__(
+        self, cfg: Config, voice: VoiceNetwork, tower: nn.Module, generator: Any, device: torch.device
+    ) -> None:
         self.cfg, self.device = cfg, device
-        self.voice, self.tower, self.generator = (
-            network.to(device).eval().requires_grad_(False) for network in (voice, tower, generator)
-        )
+        for network in (voice, tower, generator):
+            network.to(device).eval().requires_grad_(False)
+        self.voice, self.tower, self.generator = voice, tower, generator
 
     @classmethod
     def load(cls, path: Path, device: str = "cpu") -> Self:
         """From a run's checkpoint; `UserError` where it is missing, torn, unsafe or of another kind."""
         checkpoint = load_checkpoint(path, KIND)
         cfg = from_dict(Config, checkpoint["cfg"])
-        networks = {
+        networks: dict[str, Any] = {
             "voice": build_voice(cfg),
             "face_tower": build_face_tower(cfg),
             "generator_ema": build_generator(cfg),
         }
         for name, network in networks.items():
             network.load_state_dict(take(checkpoint["state_dict"], name))
-        return cls(cfg, *networks.values(), torch.device(device))
+        return cls(cfg, networks["voice"], networks["face_tower"], networks["generator_ema"], torch.device(device))
 
     def embed(self, waves: Sequence[Tensor]) -> Tensor:
         """Unit embedding (512,) of recordings (n_i,) at 16 kHz of one speaker."""

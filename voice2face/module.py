@@ -1,7 +1,7 @@
 """Stage B: the generator learns to draw the speaker's face (paper 2, section 2.2, eqs 12-15)."""
 
 from copy import deepcopy
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from common.rng import StepRandom
 from common.training import TrainModule, reduce_mean
 from voice2face.build import build_discriminator, build_face_tower, build_generator, build_voice, take
 from voice2face.config import Config
-from voice2face.data import crop_batch, load_face
+from voice2face.data import WholeRecordings, crop_batch, load_face
 from voice2face.networks.mapping import draw_mixing_cutoff, mix_styles
 from voice2face.networks.stylegan2_discriminator import IdentityClassifier
 from voice2face.networks.voice import voice_latent
@@ -39,6 +39,9 @@ class VoicePortrait(TrainModule):
         people: number of training identities.
         encoder_state: `state_dict` of stage A's module; None leaves the encoder as it is built.
     """
+
+    cfg: Config
+    path_length_mean: Tensor
 
     def __init__(self, cfg: Config, people: int, encoder_state: dict[str, Tensor] | None = None) -> None:
         super().__init__(cfg, KIND)
@@ -57,8 +60,9 @@ class VoicePortrait(TrainModule):
         self.identity = IdentityMetric(self.embedder.num_features)
 
     def _load_encoder(self, state: dict[str, Tensor] | None) -> None:
-        for name in ("voice", "face_tower") if state else ():
-            getattr(self, name).load_state_dict(take(state, name))
+        if state is not None:
+            self.voice.load_state_dict(take(state, "voice"))
+            self.face_tower.load_state_dict(take(state, "face_tower"))
 
     def train(self, mode: bool = True) -> "VoicePortrait":
         """Judges and averages stay in eval mode."""
@@ -118,7 +122,7 @@ class VoicePortrait(TrainModule):
         cfg, weights = self.cfg, self.cfg.weights
         embedding = self.voice(crop_batch(batch["wave"], cfg.data, cfg.run.seed, self.step))
         fake = self.draw(self.styles(embedding), "noise")
-        d_optimizer, g_optimizer = self.optimizers()
+        d_optimizer, g_optimizer = self.optimizers()  # type: ignore[attr-defined]  # a list of two
         with self.updating(d_optimizer):
             d_terms = self.discriminator_losses(batch["face"], fake.detach(), batch["identity"])
             d_loss = weights.adversarial * d_terms["d_adversarial"] + weights.identity * d_terms["d_identity"]
@@ -138,7 +142,7 @@ class VoicePortrait(TrainModule):
     def regularise(self, real: Tensor, embedding: Tensor) -> dict[str, Tensor]:
         """Lazy R1 (eq. 15) and path length (eq. 13), each an update of its own times its interval."""
         cfg, weights = self.cfg.optim, self.cfg.weights
-        d_optimizer, g_optimizer = self.optimizers()
+        d_optimizer, g_optimizer = self.optimizers()  # type: ignore[attr-defined]  # a list of two
         logged = {}
         if weights.r1 > 0 and self.step % cfg.r1_every == 0:
             with self.updating(d_optimizer):
@@ -162,10 +166,15 @@ class VoicePortrait(TrainModule):
             logged["loss_path_length"] = penalty
         return logged
 
+    @property
+    def recordings(self) -> WholeRecordings:
+        """The validation recordings."""
+        return self.trainer.datamodule.recordings  # type: ignore[attr-defined]  # Lightning sets it late
+
     @torch.no_grad()
     def sample_images(self, count: int) -> Tensor:
         """Pairs of a validation face and the portrait of its person's voice, (2 * count, 3, S, S)."""
-        recordings = self.trainer.datamodule.recordings
+        recordings = self.recordings
         shown = range(0, len(recordings), max(1, len(recordings) // count))[:count]
         items = [recordings[Draw(index, 0)] for index in shown]
         pictures = []
@@ -179,14 +188,14 @@ class VoicePortrait(TrainModule):
         """Real faces of the validation recordings' people, shared out over ranks."""
         self.fid.reset()
         self.identity.reset()
-        faces, identities = self.trainer.datamodule.recordings.real_faces()
+        faces, identities = self.recordings.real_faces()
         for part in torch.arange(self.trainer.global_rank, len(faces), self.trainer.world_size).split(64):
             self._measure(faces[part].to(self.device), identities[part].to(self.device), "real")
 
     def validation_step(self, batch: dict[str, Any], _: int) -> None:
         self._measure(self(batch["wave"]).clamp(-1, 1), batch["identity"], "generated")
 
-    def _measure(self, images: Tensor, identities: Tensor, kind: str) -> None:
+    def _measure(self, images: Tensor, identities: Tensor, kind: Literal["generated", "real"]) -> None:
         self.fid.update(images, real=kind == "real")
         self.identity.update(self.embedder(images), identities, kind)
 
