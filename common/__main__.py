@@ -1,4 +1,4 @@
-"""python -m common synthesize | label | weights | ict"""
+"""python -m common synthesize | compare | label | weights | ict"""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from common.cli import Out, Seed, make_app, run_cli
+from common.compare import compare as compare_runs
 from common.face3d.ict import convert
 from common.provenance import describe_label
 from common.synthetic.build import IdentityCorpusOptions, build_identity_corpus
@@ -31,6 +32,16 @@ def identity(
     """People whose voice and face come from one vector (for voice2face)."""
     options = IdentityCorpusOptions(identities, voices, faces, size, seed, face_model, split_by)
     print(build_identity_corpus(out, options, workers=workers).summary())
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="run folders of any package, or folders that hold some")],
+    out: Out = Path("compare.html"),
+    figures: Annotated[Path | None, typer.Option(help="folder for the same curves as PNG")] = None,
+) -> None:
+    """Write one HTML page with the curves, figures, samples and configuration differences of runs."""
+    print("\n".join(compare_runs(runs, out, figures)))
 
 
 @app.command()
