@@ -1,0 +1,22 @@
+"""What a measurement ran on, in one line."""
+
+import platform
+from pathlib import Path
+
+import torch
+
+
+def describe_hardware() -> str:
+    """Processor, threads, accelerators and torch version, such as `AMD EPYC, 2 threads; torch 2.11.0`."""
+    parts = [f"{_processor()}, {torch.get_num_threads()} threads"]
+    parts += [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return f"{', '.join(parts)}; torch {torch.__version__}"
+
+
+def _processor(info: Path = Path("/proc/cpuinfo")) -> str:
+    try:
+        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # no Linux
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names and names[0] else platform.processor() or platform.machine()
