@@ -1,6 +1,9 @@
-"""Attention blocks that more than one package uses."""
+"""Attention blocks that more than one package uses. All keep the shape of their input (B, C, H, W)."""
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm as normalise_spectrum
 
 
 class SqueezeExcitation(nn.Module):
@@ -23,3 +26,87 @@ class SqueezeExcitation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weights = self.excite(self.squeeze(x.mean(dim=(2, 3))).relu()).sigmoid()
         return x * weights[:, :, None, None]
+
+
+class EfficientMultiScaleAttention(nn.Module):
+    """Spatial weights per channel group from pooled strips and a 3x3 neighbourhood (Ouyang et al., 2023; paper 1).
+
+    The literature calls the block EMA; it has nothing to do with averaged weights. Its parameters are shared by all
+    groups. Softmax and pooling are taken over what the block sees, so any H and W will do.
+
+    Args:
+        channels: C of the input, a multiple of `factor`.
+        factor: number of groups g.
+
+    Shape: (B, C, H, W) -> the same; each position of each group is scaled by a weight in (0, 1).
+    """
+
+    def __init__(self, channels: int, factor: int = 8) -> None:
+        super().__init__()
+        if factor < 1 or channels < factor or channels % factor:
+            raise ValueError(
+                f"efficient multi-scale attention splits {channels} channels into {factor} groups, which does not go; "
+                "choose a factor that divides the channels"
+            )
+        self.factor = factor
+        width = channels // factor
+        self.strips = nn.Conv2d(width, width, 1)
+        self.norm = nn.GroupNorm(width, width)
+        self.neighbourhood = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, _, height, width = x.shape
+        groups = x.reshape(batch * self.factor, -1, height, width)
+        pooled = torch.cat([groups.mean(dim=3, keepdim=True), groups.mean(dim=2, keepdim=True).mT], dim=2)
+        rows, columns = self.strips(pooled).split([height, width], dim=2)
+        local = self.norm(groups * rows.sigmoid() * columns.mT.sigmoid())
+        wide = self.neighbourhood(groups)
+        # Each branch's pooled channels weigh the other branch's maps.
+        crossed = _channel_weights(local) @ wide.flatten(2) + _channel_weights(wide) @ local.flatten(2)
+        return (groups * crossed.reshape(-1, 1, height, width).sigmoid()).reshape(x.shape)
+
+
+def _channel_weights(x: Tensor) -> Tensor:
+    """Softmax over channels of the spatial mean: (N, C, H, W) -> (N, 1, C)."""
+    return x.mean(dim=(2, 3)).softmax(dim=1)[:, None]
+
+
+class SelfAttention2d(nn.Module):
+    """x + gamma * attention(x) over all positions (Zhang et al., "Self-Attention GAN", 2019); gamma starts at 0.
+
+    Fused kernels compute it without the (HW)^2 matrix, but have no second derivative. Where gradients of gradients
+    are needed (R1, path length), call it inside `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`: that choice is made
+    in the forward pass and holds for every backward pass through it.
+
+    Args:
+        channels: C of the input, at least `reduction`.
+        reduction: C over the width of queries and keys.
+        spectral_norm: divide each 1x1 convolution by its largest singular value, as the paper does.
+
+    Shape: (B, C, H, W) -> the same.
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 8, spectral_norm: bool = False) -> None:
+        super().__init__()
+        if channels < reduction:
+            raise ValueError(f"self-attention needs channels >= reduction, got {channels} < {reduction}")
+
+        def project(width: int) -> nn.Module:
+            conv = nn.Conv2d(channels, width, 1, bias=False)
+            return normalise_spectrum(conv) if spectral_norm else conv
+
+        self.key = project(channels // reduction)
+        self.query = project(channels // reduction)
+        self.value = project(channels)
+        self.gamma = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (
+            project(x).flatten(2).mT[:, None].contiguous() for project in (self.query, self.key, self.value)
+        )
+        if x.device.type == "cpu" and torch.backends.cuda.flash_sdp_enabled():
+            # The fused CPU kernel wants equal widths; added zeros leave the products as they are.
+            missing = (0, value.shape[-1] - key.shape[-1])
+            query, key = F.pad(query, missing), F.pad(key, missing)
+        attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+        return x + self.gamma * attended[:, 0].mT.reshape(x.shape)
