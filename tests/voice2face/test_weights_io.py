@@ -217,7 +217,9 @@ def test_a_storage_that_is_a_pickle_of_code_is_refused(tmp_path: Path) -> None:
     [(0, (5,), (1,)), (3, (2,), (1,)), (0, (2, 2), (4, 1)), (0, (10**12,), (0,)), (-1, (2,), (1,)), (0, (2,), (1, 1))],
 )
 def test_tensors_stay_inside_their_storage(tmp_path: Path, offset: int, size: tuple, stride: tuple) -> None:
-    storage = torch.storage.TypedStorage(wrap_storage=torch.arange(4.0).untyped_storage(), dtype=torch.float32)
+    storage = torch.storage.TypedStorage(
+        _internal=True, wrap_storage=torch.arange(4.0).untyped_storage(), dtype=torch.float32
+    )
     call = Call(torch._utils._rebuild_tensor_v2, storage, offset, size, stride, False, OrderedDict())
     refuse(tmp_path, {"G_ema": call}, "beyond its storage|impossible shape")
 
