@@ -72,6 +72,29 @@ class EqualLinear(nn.Module):
         return leaky_relu_(x) if self.activation == "lrelu" else x
 
 
+class AdaIN(nn.Module):
+    """Adaptive instance normalisation: gamma(w) * (x - mean) / deviation + beta(w), per sample and channel.
+
+    (B, channels, H, W) and (B, w_dim) -> (B, channels, H, W). Mean and deviation are over H and W; gamma and beta are
+    one equalised linear layer of w that begins near gamma = 1, beta = 0 (Huang and Belongie, 2017; Karras et al.,
+    2019, eq. 1). Statistics are taken in float32.
+    """
+
+    def __init__(self, channels: int, w_dim: int, *, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.affine = EqualLinear(w_dim, 2 * channels)
+        assert self.affine.bias is not None
+        nn.init.ones_(self.affine.bias[:channels])
+        self.eps = eps
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        gamma, beta = self.affine(w).float()[:, :, None, None].chunk(2, dim=1)
+        variance, mean = torch.var_mean(x.float(), dim=(2, 3), correction=0, keepdim=True)
+        scale = gamma * (variance + self.eps).rsqrt()
+        # Folded into one multiplication and one addition over the planes.
+        return torch.addcmul((beta - mean * scale).to(x.dtype), x, scale.to(x.dtype))
+
+
 class Blur(nn.Module):
     """Low-pass [1, 3, 3, 1] x [1, 3, 3, 1] / 64, times `gain`, over zero-padded planes; keeps each `stride`-th sample.
 

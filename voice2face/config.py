@@ -1,7 +1,7 @@
 """Typed configuration of paper 2's two training stages; one YAML describes a whole run."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from common.audio.features import FEATURES
 from common.config import ExperimentConfig
@@ -131,6 +131,33 @@ class LossWeights:
 
 
 @dataclass
+class ProgressiveConfig:
+    """How networks with stages grow (generators `stylegan` and `progressive`), and what paper 1's stages add.
+
+    The other generators ignore this section. Paper 1's abstract states none of it.
+    """
+
+    schedule: Literal["joint", "progressive"] = "joint"
+    """`joint`: all stages from the first step; `progressive`: stage after stage, each blended in"""
+    stage_steps: int = 0
+    """steps of each stage before the next joins; 0: the run in equal parts"""
+    fade: float = 0.5
+    """share of its steps over which a new stage is blended in, 0 to 1"""
+    adversarial: Literal["logistic", "hinge"] = "logistic"
+    """the stages' game: non-saturating (StyleGAN) or hinge (SAGAN); R1 joins either by `weights.r1`"""
+    margin: float = 0.0
+    """weight of AM-Softmax over identities on the portrait's face-tower embedding"""
+    contrast: float = 0.0
+    """weight of InfoNCE between that embedding and the voices of the batch, at `encoder.temperature`"""
+
+    def __post_init__(self) -> None:
+        if self.stage_steps < 0 or not 0 <= self.fade <= 1:
+            raise ValueError(
+                f"progressive: wants stage_steps >= 0 and fade in [0, 1], got {self.stage_steps} and {self.fade}"
+            )
+
+
+@dataclass
 class OptimConfig:
     """Stage B's optimisers (section 3.3) and lazy regularisation (StyleGAN2)."""
 
@@ -150,6 +177,8 @@ class OptimConfig:
     """standard deviation per dimension of the noise on the normalised embedding, renormalised (Wen et al.)"""
     ema_kimg: float = 10.0
     """half-life of G's averaged weights in thousands of images; its beta follows the batch"""
+    ema_rampup: float = 0.05
+    """the half-life is at most this share of the images seen so far, so that early averages are not the initial G"""
 
 
 @dataclass
@@ -184,6 +213,7 @@ class Config(ExperimentConfig):
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     discriminator: NetworkConfig = field(default_factory=NetworkConfig)
     weights: LossWeights = field(default_factory=LossWeights)
+    progressive: ProgressiveConfig = field(default_factory=ProgressiveConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
