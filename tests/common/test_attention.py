@@ -145,7 +145,7 @@ def test_self_attention_starts_as_the_identity_and_learns() -> None:
     block(x).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in block.parameters())
     singular = torch.linalg.matrix_norm(block.eval().value.weight.flatten(1), ord=2)
-    assert 0.8 < float(singular) < 1.3
+    assert 0.8 < singular.item() < 1.3
     with pytest.raises(ValueError, match="channels >= reduction"):
         SelfAttention2d(4)
 

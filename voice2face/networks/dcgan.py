@@ -5,7 +5,6 @@ output; Radford et al., "Unsupervised representation learning with deep convolut
 with both. Sizes other than 64 px go on with the same doubling of sizes and halving of channels.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -19,8 +18,9 @@ Variant = Literal["wen", "vanilla"]
 VANILLA_DEVIATION = 0.02  # of the initial weights (Radford et al., section 4)
 
 
-def _precision(device: torch.device, force_fp32: bool) -> AbstractContextManager[Any]:
-    return torch.autocast(device.type, enabled=False) if force_fp32 else nullcontext()
+def _precision(device: torch.device, force_fp32: bool) -> torch.autocast:
+    """The caller's autocast state, or none."""
+    return torch.autocast(device.type, enabled=torch.is_autocast_enabled(device.type) and not force_fp32)
 
 
 def _finish(network: nn.Module, variant: str) -> None:
