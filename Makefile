@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 EXPERIMENT ?= quickstart
+BUDGET ?= tiny
+SEEDS ?= 0
+CORPUS ?=
 OVERRIDES ?=
 RUN ?= runs/$*/$(EXPERIMENT)
 
@@ -41,9 +44,12 @@ bench: install ## speed of each part beside its reference or floor, in one run
 	$(PY) -m benchmarks
 
 train-%: install ## train experiments/<package>/$(EXPERIMENT).yaml, evaluate it and generate (train-voice2face)
-	$(PY) -m $* train experiments/$*/$(EXPERIMENT).yaml $(OVERRIDES)
+	$(PY) -m $* train experiments/$*/$(EXPERIMENT).yaml $(OVERRIDES) --resume
 	$(PY) -m $* evaluate --checkpoint $(RUN)/last.ckpt
 	$(PY) -m $* generate --checkpoint $(RUN)/last.ckpt --held-out --out $(RUN)/portrait.png
 
 evaluate-%: install ## evaluate RUN=runs/<package>/<name> (evaluate-voice2face)
 	$(PY) -m $* evaluate --checkpoint $(RUN)/last.ckpt
+
+table-%: install ## train or reuse every row of the papers' tables with BUDGET=tiny|full SEEDS CORPUS (table-voice2face)
+	$(PY) -m $* table --budget $(BUDGET) --seeds "$(SEEDS)" --corpus "$(CORPUS)"

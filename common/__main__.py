@@ -24,13 +24,16 @@ def identity(
     voices: Annotated[int, typer.Option(help="recordings a person")] = 8,
     faces: Annotated[int, typer.Option(help="pictures a person")] = 12,
     size: Annotated[int, typer.Option(help="side of the face crops in px")] = 64,
+    max_yaw: Annotated[float, typer.Option(help="largest turn of a head in degrees")] = 25.0,
     seed: Seed = 0,
     face_model: Annotated[str, typer.Option(help="builtin, ict or ict:PATH")] = "builtin",
     split_by: Annotated[str, typer.Option(help="recording or identity")] = "recording",
     workers: Annotated[int, typer.Option(help="processes")] = 2,
 ) -> None:
     """People whose voice and face come from one vector (for voice2face)."""
-    options = IdentityCorpusOptions(identities, voices, faces, size, seed, face_model, split_by)
+    options = IdentityCorpusOptions(
+        identities, voices, faces, size, max_yaw=max_yaw, seed=seed, face_model=face_model, split_by=split_by
+    )
     print(build_identity_corpus(out, options, workers=workers).summary())
 
 

@@ -1,6 +1,7 @@
 """Who may import whom (README, "How the tree is laid out"), read from the syntax trees."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest

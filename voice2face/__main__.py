@@ -1,4 +1,4 @@
-"""python -m voice2face prepare | train | evaluate | generate | export"""
+"""python -m voice2face prepare | train | evaluate | generate | export | table"""
 
 import time
 from pathlib import Path
@@ -30,12 +30,15 @@ from common.errors import UserError
 from common.files import sha256, write_json
 from common.metrics.fid import to_uint8
 from common.provenance import Provenance, write_png
+from voice2face.build import build_discriminator, build_generator, take
 from voice2face.config import Config
 from voice2face.data import WholeRecordings, open_corpus
 from voice2face.evaluation import evaluate as evaluate_model
 from voice2face.infer import KIND, VoiceToFace
 from voice2face.sheet import sample_sheet
+from voice2face.table import find_budget, make_table, parse_seeds
 from voice2face.train import train as train_run
+from voice2face.weights_io import save_rosinality, save_safetensors
 
 app = make_app("A voice goes in, a portrait comes out.")
 
@@ -122,11 +125,35 @@ def generate(
 @app.command()
 def export(
     checkpoint: Checkpoint,
-    out: Out,
-    network: Annotated[str, typer.Option(help="generator or discriminator")] = "generator",
+    out: Annotated[Path, typer.Option("--out", "-o", help="FILE.safetensors, or FILE.pt in rosinality's layout")],
 ) -> None:
-    """Write a network's weights as safetensors, its configuration inside."""
-    raise UserError(f"not yet {checkpoint} {out} {network}")
+    """Write the averaged generator and the discriminator for use elsewhere."""
+    writers = {".safetensors": save_safetensors, ".pt": save_rosinality}
+    if out.suffix not in writers:
+        raise UserError(f"cannot export to {out}: the name must end in {' or '.join(writers)}")
+    stored = load_checkpoint(checkpoint, KIND)
+    cfg = from_dict(Config, stored["cfg"])
+    if cfg.generator.name != "stylegan2" or cfg.generator.w_plus:
+        raise UserError(f"{checkpoint} holds no plain StyleGAN2 (a W+ head has no place in these formats)")
+    generator, discriminator = build_generator(cfg), build_discriminator(cfg)
+    generator.load_state_dict(take(stored["state_dict"], "generator_ema"))
+    discriminator.load_state_dict(take(stored["state_dict"], "discriminator"))
+    writers[out.suffix](out, generator, discriminator)
+    print(f"written: {out}")
+
+
+@app.command()
+def table(
+    budget: Annotated[str, typer.Option(help="tiny (under 40 minutes on 2 cores) or full (the papers')")] = "tiny",
+    corpus: Annotated[str, typer.Option(help="corpus folder; the embedded corpus unless given")] = "",
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder of the table and figures")] = Path("tables"),
+    seeds: Annotated[str, typer.Option(help="seeds of the trainings, such as '0 1 2'")] = "0",
+    runs: Annotated[Path | None, typer.Option(help="folder of the runs; runs/voice2face/table-BUDGET")] = None,
+) -> None:
+    """Train or reuse every row of the papers' tables and write the table."""
+    path = make_table(find_budget(budget), corpus=corpus, out=out, seeds=parse_seeds(seeds), runs=runs)
+    print(path.read_text(encoding="utf-8"))
+    print(f"written: {path}, {path.with_suffix('.csv')}")
 
 
 def _read_voice(path: Path, max_seconds: float) -> torch.Tensor:

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from common.audio.features import tile_to
 from common.audio.io import load_audio
+from common.config import config_hash
 from common.data.corpus import SAMPLE_RATE, Corpus
 from common.data.sampling import Draw
 from common.errors import UserError
@@ -26,10 +27,8 @@ def open_corpus(cfg: DataConfig) -> Corpus:
     """The corpus of `cfg.root`, or the embedded one, built on first use into `corpora/`."""
     if cfg.root:
         return Corpus.open(Path(cfg.root))
-    o = cfg.embedded
-    name = f"identity-{o.face_model.replace(':', '-').replace('/', '-')}-{o.identities}x{o.voices}x{o.faces}"
     return build_identity_corpus(
-        Path("corpora") / f"{name}-{o.size}px-{o.split_by}-{o.seed}", o, workers=max(1, cfg.workers)
+        Path("corpora") / f"identity-{config_hash(cfg.embedded)}", cfg.embedded, workers=max(1, cfg.workers)
     )
 
 

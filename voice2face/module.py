@@ -27,6 +27,7 @@ from voice2face.data import WholeRecordings, crop_batch, load_face
 from voice2face.networks.mapping import draw_mixing_cutoff, mix_styles
 from voice2face.networks.stylegan2_discriminator import IdentityClassifier
 from voice2face.networks.voice import voice_latent
+from voice2face.weights_io import StyleGAN2Weights
 
 KIND = "voice2face"
 
@@ -38,18 +39,28 @@ class VoicePortrait(TrainModule):
         cfg: the run.
         people: number of training identities.
         encoder_state: `state_dict` of stage A's module; None leaves the encoder as it is built.
+        weights: networks to start from, of the configuration that `cfg` holds (`build.adopt_weights`).
     """
 
     cfg: Config
     path_length_mean: Tensor
 
-    def __init__(self, cfg: Config, people: int, encoder_state: dict[str, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        cfg: Config,
+        people: int,
+        encoder_state: dict[str, Tensor] | None = None,
+        weights: StyleGAN2Weights | None = None,
+    ) -> None:
         super().__init__(cfg, KIND)
         self.save_hyperparameters({"people": people})
         self.automatic_optimization = False
         self.voice, self.face_tower = build_voice(cfg), build_face_tower(cfg)
         self.generator, self.discriminator = build_generator(cfg), build_discriminator(cfg)
         self.classifier = IdentityClassifier(self.discriminator.num_features, people)
+        if weights is not None:
+            self._load_networks(weights)
+        self.generator.synthesis.requires_grad_(cfg.generator.train_synthesis)
         self.generator_ema = deepcopy(self.generator).eval().requires_grad_(False)
         self.register_buffer("path_length_mean", torch.zeros(()))
         self._load_encoder(encoder_state)
@@ -63,6 +74,13 @@ class VoicePortrait(TrainModule):
         if state is not None:
             self.voice.load_state_dict(take(state, "voice"))
             self.face_tower.load_state_dict(take(state, "face_tower"))
+
+    def _load_networks(self, weights: StyleGAN2Weights) -> None:
+        self.generator.synthesis.load_state_dict(weights.generator.synthesis.state_dict())
+        mapping = weights.generator.mapping
+        self.generator.mapping.load_state_dict(mapping.state_dict(), strict=not self.cfg.generator.w_plus)
+        if weights.discriminator is not None:
+            self.discriminator.load_state_dict(weights.discriminator.state_dict())
 
     def train(self, mode: bool = True) -> "VoicePortrait":
         """Judges and averages stay in eval mode."""
@@ -136,8 +154,10 @@ class VoicePortrait(TrainModule):
         return logged | {f"loss_{name}": value for name, value in (d_terms | g_terms).items()}
 
     def ema_beta(self, batch: int) -> float:
-        """Decay whose half-life is `ema_kimg` thousand images, whatever the batch."""
-        return 0.5 ** (batch * self.trainer.world_size / (1000 * self.cfg.optim.ema_kimg))
+        """Decay whose half-life is `ema_kimg` thousand images, whatever the batch; shorter at the start."""
+        images = batch * self.trainer.world_size
+        half_life = min(1000 * self.cfg.optim.ema_kimg, self.cfg.optim.ema_rampup * images * (self.step + 1))
+        return 0.5 ** (images / half_life)
 
     def regularise(self, real: Tensor, embedding: Tensor) -> dict[str, Tensor]:
         """Lazy R1 (eq. 15) and path length (eq. 13), each an update of its own times its interval."""

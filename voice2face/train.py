@@ -6,9 +6,15 @@ from pathlib import Path
 from common.checkpoints import LAST, load_checkpoint
 from common.data.corpus import Corpus
 from common.run import fit
-from voice2face import encoder_module, module
+from voice2face import encoder_module
+from voice2face.build import adopt_weights
 from voice2face.config import Config
 from voice2face.data import VoiceFaceData, open_corpus
+from voice2face.module import VoicePortrait
+from voice2face.progressive_module import GrowingPortrait, ProgressivePortrait
+
+PORTRAITS: dict[str, type[VoicePortrait]] = {"progressive": ProgressivePortrait, "stylegan": GrowingPortrait}
+"""How the generators train that `VoicePortrait` does not."""
 
 ENCODER_SUFFIX = "-encoder"
 """Stage A's run folder stands beside stage B's: `runs/voice2face/NAME-encoder`."""
@@ -19,12 +25,13 @@ def train(cfg: Config, *, resume: bool = False, overwrite: bool = False) -> Path
 
     Raises `UserError` as `common.run.fit` does, and where the encoder's checkpoint is of another kind or shape.
     """
+    weights = adopt_weights(cfg)
     corpus = open_corpus(cfg.data)
     print(corpus.summary(), flush=True)
     encoder = Path(cfg.encoder.checkpoint) if cfg.encoder.checkpoint else _train_encoder(cfg, corpus, resume, overwrite)
     state = load_checkpoint(encoder, encoder_module.KIND)["state_dict"] if encoder else None
     data = VoiceFaceData(corpus, cfg.data, seed=cfg.run.seed, validation_voices=cfg.evaluation.validation_voices)
-    portrait = module.VoicePortrait(cfg, len(data.pairs.people), state)
+    portrait = PORTRAITS.get(cfg.generator.name, VoicePortrait)(cfg, len(data.pairs.people), state, weights)
     return fit(portrait, data, cfg, resume=resume, overwrite=overwrite)
 
 

@@ -37,6 +37,8 @@ class IdentityCorpusOptions:
     """pictures a person over pose, light, background and expression"""
     size: int = 64
     """side of the aligned crops in px"""
+    max_yaw: float = 25.0
+    """largest turn of a head in degrees"""
     seed: int = 0
     face_model: str = "builtin"
     """see `face3d.load_face_model`"""
@@ -116,7 +118,7 @@ def _faces(
 ) -> list[Product]:
     side = _RENDER_SCALE * options.size
     identity, albedo = (c.expand(options.faces, -1) for c in face_coefficients(vector, model))
-    nuisance = sample_nuisance(model, rng, options.faces, side)
+    nuisance = sample_nuisance(model, rng, options.faces, side, max_yaw=options.max_yaw)
     with torch.inference_mode():
         rendered = render(
             model,

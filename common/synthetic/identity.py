@@ -60,9 +60,11 @@ class Nuisance(NamedTuple):
     """(B,3,size,size) in [0,1]."""
 
 
-def sample_nuisance(model: FaceModel, rng: np.random.Generator, count: int, size: int) -> Nuisance:
-    """Draw pose (|yaw| <= 25, |pitch| <= 10, |roll| <= 8 degrees), light, background and mild expression."""
-    limits = np.radians([10.0, 25.0, 8.0])
+def sample_nuisance(
+    model: FaceModel, rng: np.random.Generator, count: int, size: int, *, max_yaw: float = 25.0
+) -> Nuisance:
+    """Draw pose (|yaw| <= `max_yaw`, |pitch| <= 0.4 of it, |roll| <= 8 degrees), light, background, mild expression."""
+    limits = np.radians([0.4 * max_yaw, max_yaw, 8.0])
     angles = rng.uniform(-limits, limits, (count, 3))
     translation = rng.uniform(-1, 1, (count, 3)) * [0.08, 0.08, 0.3] + [0, 0, _STEP_BACK]
     return Nuisance(

@@ -6,8 +6,7 @@ doubling (Zhang et al., "AttnGAN", 2018), an RGB head per stage, equalised convo
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -33,15 +32,10 @@ from voice2face.networks.stylegan2_generator import NoiseMode, channels_at, work
 Injection = Literal["adain", "concat"]
 
 
-@contextmanager
-def full_precision(device: torch.device, *, twice: bool) -> Iterator[None]:
-    """float32 whatever the autocast state; `twice` takes the attention that differentiates twice (penalties)."""
-    with torch.autocast(device.type, enabled=False):
-        if not twice:
-            yield
-            return
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
+def attention_kernels(*, twice: bool) -> list[SDPBackend]:
+    """What `sdpa_kernel` may choose from; where gradients of gradients are needed (`twice`), the plain formula only."""
+    plain = [SDPBackend.MATH]
+    return plain if twice else [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, *plain]
 
 
 class AdaINConv(nn.Module):
@@ -184,7 +178,8 @@ class StagedSynthesis(Growing):
         growth = self.growth
         if active is not None or fade is not None:
             growth = Growth(active or len(self.sizes), 1.0 if fade is None else fade)
-        with full_precision(ws.device, twice=force_fp32):
+        kernels = attention_kernels(twice=force_fp32)
+        with torch.autocast(ws.device.type, enabled=False), sdpa_kernel(kernels):
             ws = ws.float()
             x = self.const[None].expand(len(ws), -1, -1, -1)
             x = x.contiguous(memory_format=working_memory(x))

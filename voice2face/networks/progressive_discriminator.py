@@ -8,13 +8,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import sdpa_kernel
 from torch.nn.utils import parametrizations
 
 from common.attention import SelfAttention2d
 from common.errors import UserError
 from common.layers import LEAKY_SLOPE, EqualConv2d, EqualLinear, MinibatchStdDev
 from voice2face.networks.growth import stage_sizes
-from voice2face.networks.progressive import full_precision
+from voice2face.networks.progressive import attention_kernels
 from voice2face.networks.stylegan2_discriminator import DiscriminatorBlock
 from voice2face.networks.stylegan2_generator import channels_at, working_memory
 
@@ -109,7 +110,8 @@ class StageDiscriminator(nn.Module):
                 f"this stage's discriminator wants images (3, {self.resolution}, {self.resolution}), "
                 f"got {tuple(x.shape[1:])}; give generator and discriminator the same stages"
             )
-        with full_precision(x.device, twice=force_fp32):
+        kernels = attention_kernels(twice=force_fp32)
+        with torch.autocast(x.device.type, enabled=False), sdpa_kernel(kernels):
             x = x.float().contiguous(memory_format=working_memory(x))
             return self.end(self.stddev(self.blocks(self.from_rgb(x))))
 

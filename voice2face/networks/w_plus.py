@@ -29,6 +29,7 @@ class WPlusHead(nn.Module):
     def forward(
         self,
         z: Tensor,
+        c: None = None,
         *,
         truncation: float = 1.0,
         truncation_cutoff: int | None = None,

@@ -1,0 +1,143 @@
+"""What the papers' tables hold, as data: rows, printed figures, claims, and the budgets to train them with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+TABLE2, TABLE3, PAPER1 = "Paper 2, table 2", "Paper 2, table 3", "Paper 1"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure of `metrics.json`."""
+
+    key: str
+    title: str
+    better: Literal["lower", "higher"]
+    path: tuple[str, ...]
+    """keys into metrics.json; the last one is a prefix, since names carry extractor and distance"""
+    percent: bool = False
+
+
+METRICS = (
+    Metric("fid", "FID", "lower", ("quality", "fid[")),
+    Metric("kid", "KID", "lower", ("quality", "kid[")),
+    Metric("path_length", "path length", "lower", ("path_length", "ppl_wend[")),
+    Metric("r@1", "R@1, %", "higher", ("identity", "retrieval", "r@1"), percent=True),
+    Metric("cosine", "cosine", "higher", ("identity", "similarity", "cosine")),
+    Metric("gap", "cosine - ih_sim", "higher", ("identity", "similarity", "gap")),
+    Metric("matching", "matching, %", "higher", ("identity", "matching", "accuracy"), percent=True),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a paper's table and the experiment that stands for it; rows with one experiment share its run."""
+
+    table: str
+    name: str
+    experiment: str
+    """stem of a YAML in experiments/voice2face"""
+    printed: Mapping[str, float] = field(default_factory=dict)
+    """key of `METRICS` -> the paper's figure"""
+
+
+ROWS = (
+    Row(TABLE2, "DCGAN", "table2_dcgan", {"fid": 179.5, "path_length": 343}),
+    Row(TABLE2, "StyleGAN", "table2_stylegan", {"fid": 68.2, "path_length": 207}),
+    Row(TABLE2, "StyleGAN2", "table2_stylegan2", {"fid": 28.9, "path_length": 131}),
+    Row(TABLE3, "BaseModel-NoSE", "table3_no_se", {"fid": 34, "path_length": 154}),
+    Row(TABLE3, "BaseModel-ReLU", "table3_relu", {"fid": 42, "path_length": 178}),
+    Row(TABLE3, "BaseModel", "table2_stylegan2", {"fid": 28.9, "path_length": 131}),
+    Row(PAPER1, "full model", "paper1_ema_adain", {"fid": 30.32, "r@1": 0.0401, "cosine": 0.656}),
+    Row(PAPER1, "no EMA attention", "paper1_no_ema"),
+    Row(PAPER1, "no self-attention", "paper1_no_self_attention"),
+    Row(PAPER1, "concatenation for AdaIN", "paper1_concat"),
+    Row(PAPER1, "one stage for three", "paper1_one_stage"),
+)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An ordering that a paper states or implies: row `better` beats row `worse` of `table` in `metric`."""
+
+    table: str
+    metric: str
+    better: str
+    worse: str
+
+
+CLAIMS = (
+    Claim(TABLE2, "fid", "StyleGAN2", "StyleGAN"),
+    Claim(TABLE2, "fid", "StyleGAN", "DCGAN"),
+    Claim(TABLE2, "path_length", "StyleGAN2", "StyleGAN"),
+    Claim(TABLE2, "path_length", "StyleGAN", "DCGAN"),
+    *(
+        Claim(TABLE3, metric, "BaseModel", worse)
+        for metric in ("fid", "path_length")
+        for worse in ("BaseModel-NoSE", "BaseModel-ReLU")
+    ),
+    *(
+        Claim(PAPER1, metric, "full model", row.name)
+        for metric in ("fid", "r@1", "cosine")
+        for row in ROWS
+        if row.table == PAPER1 and row.name != "full model"
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every row is trained with, as `key=value` words over its experiment."""
+
+    name: str
+    printed: bool
+    """whether the words leave the papers' own budget as it is"""
+    words: tuple[str, ...] = ()
+    by_encoder: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """words for experiments whose `encoder.name` is the key"""
+    by_generator: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """words for experiments whose `generator.name` is the key"""
+    by_experiment: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """words for one experiment: what it ablates, at this budget's sizes"""
+
+
+def _narrow(*extra: str) -> tuple[str, ...]:
+    sections = ("generator", "discriminator")
+    widths = ("channel_base=2048", "channel_max=128")
+    return *(f"{section}.kwargs.{width}" for section in sections for width in widths), *extra
+
+
+_SHORT = ("weights.r1=1", "optim.g_lr=1e-3", "optim.d_lr=1e-3")
+"""For networks with equalised layers and R1; DCGAN has neither and keeps its own rate."""
+
+TINY = Budget(
+    "tiny",
+    printed=False,
+    words=(
+        "trainer.steps=400", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.precision=32-true",
+        "trainer.log_every=10", "trainer.val_every=100", "trainer.save_every=100", "trainer.keep_every=0",
+        "data.image_size=64", "data.crop_seconds=[1.5,2.5]", "data.batch_size=8", "data.workers=1", "data.cache=true",
+        "encoder.face_width=16", "encoder.steps=200", "encoder.batch_size=48", "encoder.cycle=200", "encoder.lr=0.05",
+        "weights.pixel=10", "weights.match=1", "optim.ema_kimg=1",
+    ),
+    by_encoder={"resnet18": ("encoder.kwargs.width=16",)},
+    by_generator={
+        "dcgan": _narrow(),
+        "stylegan": _narrow("generator.kwargs.mapping_layers=4", *_SHORT),
+        "stylegan2": _narrow("generator.kwargs.mapping_layers=4", *_SHORT),
+        "progressive": _narrow(
+            "generator.kwargs.stages=[16,32,64]", "discriminator.kwargs.stages=[16,32,64]", *_SHORT
+        ),
+    },
+    # Attention at 64 px costs more than the rest of these networks together.
+    by_experiment={
+        "paper1_ema_adain": ("generator.kwargs.attention=[32]",),
+        "paper1_no_ema": ("generator.kwargs.attention=[32]",),
+        "paper1_concat": ("generator.kwargs.attention=[32]",),
+        "paper1_one_stage": (
+            "generator.kwargs.attention=[32]", "generator.kwargs.stages=[64]", "discriminator.kwargs.stages=[64]",
+        ),
+    },
+)  # fmt: skip
+BUDGETS = {budget.name: budget for budget in (TINY, Budget("full", printed=True))}
