@@ -98,7 +98,7 @@ def _present(value: Tensor | None) -> Tensor:
 
 def draw_mixing_cutoff(num_ws: int, probability: float, generator: torch.Generator | None = None) -> int:
     """First layer of the second style: uniform in 1..num_ws-1 with `probability`, else num_ws (no mixing)."""
-    if float(torch.rand((), generator=generator)) >= probability:
+    if num_ws < 2 or float(torch.rand((), generator=generator)) >= probability:
         return num_ws
     return int(torch.randint(1, num_ws, (), generator=generator))
 
