@@ -22,7 +22,7 @@ from voice2face.config import Config
 from voice2face.evaluation import Evaluation
 from voice2face.table import find_budget, make_table, parse_seeds, plan
 from voice2face.table_figures import PORTRAITS, face_rows, write_figures
-from voice2face.table_rows import CLAIMS, METRICS, ROWS, TABLE2, TABLE3, TINY, Row
+from voice2face.table_rows import CLAIMS, METRICS, ROWS, TABLE2, TABLE3, TINY, Budget, Row
 from voice2face.table_text import DIVERGED, over_seeds, read_figure, verdict
 
 ROOT = Path(__file__).parents[2]
@@ -288,3 +288,32 @@ def test_claims_and_printed_figures_speak_of_rows_and_metrics_that_exist() -> No
         assert {(claim.table, claim.better), (claim.table, claim.worse)} <= rows
         assert claim.metric in metrics
     assert all(row.printed.keys() <= metrics for row in ROWS)
+
+
+@pytest.mark.slow
+def test_a_table_of_two_steps_is_trained_measured_and_reused(tmp_path: Path, identity_corpus: Corpus) -> None:
+    smoke = Budget("smoke", printed=False, words=(
+        "trainer.steps=2", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.val_every=2", "trainer.log_every=1",
+        "trainer.save_every=1", "trainer.keep_every=0", "wandb.mode=disabled", "data.image_size=32", "data.workers=0",
+        "data.crop_seconds=[0.5,0.6]", "data.batch_size=4", "encoder.steps=2", "encoder.batch_size=4",
+        "encoder.face_width=16", "encoder.kwargs.width=16", "generator.kwargs.channel_base=256",
+        "discriminator.kwargs.channel_base=256", "evaluation.portraits=2", "evaluation.path_length_samples=2",
+        "evaluation.bootstrap=50",
+    ))  # fmt: skip
+    rows = (Row(TABLE2, "StyleGAN2", "table2_stylegan2"), Row(TABLE2, "DCGAN", "table2_dcgan"))
+    out, runs = tmp_path / "tables", tmp_path / "runs"
+
+    def make() -> str:
+        return make_table(smoke, corpus=str(identity_corpus.root), out=out, runs=runs, rows=rows).read_text()
+
+    text = make()
+    assert "failed" not in text
+    assert "diverged" not in text
+    folders = {path.name for path in (runs / "voice2face").iterdir()}
+    assert folders == {"table2_stylegan2-seed0", "table2_stylegan2-seed0-encoder", "table2_dcgan-seed0"}
+    for name in ("table2_stylegan2-seed0", "table2_dcgan-seed0"):
+        assert read_label(runs / "voice2face" / name / PORTRAITS)["AIGC"]["Label"] == "1"
+    first = {path: path.stat().st_mtime_ns for path in runs.rglob("metrics.json")}
+    assert len(first) == 2
+    assert make() == text
+    assert {path: path.stat().st_mtime_ns for path in runs.rglob("metrics.json")} == first
