@@ -129,8 +129,8 @@ class StepLogger(Callback):
 class LogSamples(Callback):
     """Every `every` steps a grid of `module.sample_images(count)` -> (count, 3, H, W) in [-1, 1].
 
-    Written, labelled as synthetic, to `samples/step_00001000.png` in the run folder, and to W&B where it is on. The module chooses what it
-    shows (fixed latents, EMA weights, eval mode); its random numbers do not touch those of training.
+    Written, labelled as synthetic, to `samples/step_00001000.png` in the run folder, and to W&B where it is on. The
+    module chooses what it shows (fixed latents, EMA weights, eval mode); its random numbers do not touch training's.
     """
 
     def __init__(self, folder: Path, every: int, cfg: ExperimentConfig, count: int = 16) -> None:

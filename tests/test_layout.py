@@ -43,13 +43,15 @@ def test_imports_follow_the_layout(path: Path) -> None:
         assert library not in tops or relative.as_posix() in files
     if package != "common" and ("networks" in relative.parts or relative.name == "losses.py"):
         own = {name for name in names if top(name) == package}
-        standard = {"collections", "dataclasses", "functools", "itertools", "math", "typing"}
-        assert tops - own - standard - {package} <= NETWORK_LIBRARIES
+        assert tops - own - set(sys.stdlib_module_names) - {package} <= NETWORK_LIBRARIES
+        assert not tops & {"io", "json", "os", "pathlib", "pickle", "shutil", "subprocess", "urllib"}
         assert not {"common.config", "common.run", "common.callbacks"} & names
     if relative.name == "infer.py":
         assert not tops & {"lightning", "omegaconf", "typer"}
     if relative.name != "__main__.py" and relative.as_posix() != "common/cli.py":
-        assert not tops & {"typer", "argparse"}
+        assert "typer" not in tops
+        # rosinality's files hold an argparse.Namespace, which their reader has to name.
+        assert "argparse" not in tops or relative.as_posix() == "voice2face/weights_io.py"
     assert not any(
         isinstance(node, ast.ExceptHandler) and node.type is None for node in ast.walk(ast.parse(path.read_text()))
     )

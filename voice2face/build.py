@@ -69,7 +69,7 @@ def adopt_weights(cfg: Config) -> StyleGAN2Weights | None:
     wanted = {"resolution": cfg.data.image_size, "z_dim": EMBEDDING_DIM, "c_dim": 0}
     if cfg.generator.name != "stylegan2" or any(found[key] != value for key, value in wanted.items()):
         raise UserError(
-            f"generator.weights={path} is a StyleGAN2 of { {key: found[key] for key in wanted} }, this experiment wants "
+            f"generator.weights={path} is a StyleGAN2 of { {k: found[k] for k in wanted} }, this experiment wants "
             f"{cfg.generator.name} of {wanted}; set data.image_size={found['resolution']} or another file"
         )
     cfg.generator.kwargs = dict(found)

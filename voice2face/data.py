@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from common.audio.features import tile_to
 from common.audio.io import load_audio
@@ -138,6 +138,17 @@ class WholeRecordings(Dataset[dict[str, Any]]):
         return images, torch.tensor([i for _, i in pairs])
 
 
+def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Training pairs are stacked; whole recordings, whose lengths differ, stay a list of waves."""
+    if "path" not in items[0]:
+        return dict(default_collate(items))
+    return {
+        "wave": [item["wave"] for item in items],
+        "identity": torch.tensor([item["identity"] for item in items]),
+        "path": [item["path"] for item in items],
+    }
+
+
 class VoiceFaceData(TrainData):
     """Training pairs by step, and validation recordings one at a time (their lengths differ).
 
@@ -158,6 +169,8 @@ class VoiceFaceData(TrainData):
         batch_size: int | None = None,
         validation_voices: int = 0,
     ) -> None:
-        super().__init__(batch_size=batch_size or cfg.batch_size, seed=seed, workers=cfg.workers, val_batch_size=1)
+        super().__init__(
+            batch_size=batch_size or cfg.batch_size, seed=seed, workers=cfg.workers, val_batch_size=1, collate=collate
+        )
         self.train_set = self.pairs = VoiceFacePairs(corpus, "train", cfg)
         self.val_set = self.recordings = WholeRecordings(corpus, "val", cfg, limit=validation_voices)

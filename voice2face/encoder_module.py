@@ -78,7 +78,7 @@ class VoiceFaceContrast(TrainModule):
             self.metric.update(self.embed_faces(faces[part].to(self.device)), identities[part].to(self.device), "real")
 
     def validation_step(self, batch: dict[str, Any], _: int) -> None:
-        self.metric.update(self(batch["wave"]), batch["identity"], "generated")
+        self.metric.update(torch.cat([self(wave[None]) for wave in batch["wave"]]), batch["identity"], "generated")
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict({f"val/{name}": value.float() for name, value in self.metric.compute().items()})

@@ -69,6 +69,7 @@ class VoicePortrait(TrainModule):
         self.embedder = embedder_extractor(load_embedder(cfg.evaluation.embedder))
         self.fid = FrechetDistance(load_extractor(cfg.evaluation.extractor))
         self.identity = IdentityMetric(self.embedder.num_features)
+        self.train()  # Lightning leaves modes as it finds them: put judges and the frozen encoder into theirs
 
     def _load_encoder(self, state: dict[str, Tensor] | None) -> None:
         if state is not None:
@@ -213,7 +214,8 @@ class VoicePortrait(TrainModule):
             self._measure(faces[part].to(self.device), identities[part].to(self.device), "real")
 
     def validation_step(self, batch: dict[str, Any], _: int) -> None:
-        self._measure(self(batch["wave"]).clamp(-1, 1), batch["identity"], "generated")
+        portraits = torch.cat([self(wave[None]) for wave in batch["wave"]])
+        self._measure(portraits.clamp(-1, 1), batch["identity"], "generated")
 
     def _measure(self, images: Tensor, identities: Tensor, kind: Literal["generated", "real"]) -> None:
         self.fid.update(images, real=kind == "real")

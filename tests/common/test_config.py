@@ -90,7 +90,7 @@ def test_without_a_file_the_defaults_hold_and_a_given_name_wins(tmp_path: Path) 
         ("model: {learning_rat: 1}", ["unknown key 'model.learning_rat'", "did you mean 'model.learning_rate'?"]),
         ("model: {layers: {widht: 1}}", ["'model.layers.widht'", "did you mean 'model.layers.width'?"]),
         ("model: {steps: 1}", ["unknown key 'model.steps'", "did you mean 'trainer.steps'?"]),
-        ("zzz: 1", ["unknown key 'zzz'", "known here: run, trainer, wandb, model, root, scales"]),
+        ("zzz: 1", ["unknown key 'zzz'", "known here: run, trainer, wandb, provenance, model"]),
         ("3: 1", ["unknown key '3'"]),
         ("trainer: {steps: many}", ["trainer.steps", "'many'"]),
         ("trainer: {steps: 1.5}", ["trainer.steps", "1.5"]),
