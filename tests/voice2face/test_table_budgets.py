@@ -19,8 +19,8 @@ def test_every_row_builds_under_the_tiny_budget(experiment: str) -> None:
         generator, others = build_generator(cfg), [build_discriminator(cfg)]
     others.append(build_voice(cfg))
     assert generator.synthesis.resolution == cfg.data.image_size
-    assert all(sum(p.numel() for p in network.parameters()) < 8e6 for network in (generator, *others))
-    assert (cfg.trainer.steps, cfg.data.batch_size, cfg.data.image_size) == (400, 8, 64)
+    assert all(sum(p.numel() for p in network.parameters()) < 1e7 for network in (generator, *others))
+    assert (cfg.trainer.steps, cfg.data.batch_size, cfg.data.image_size) == (1000, 8, 32)
 
 
 def test_tiny_ablations_still_differ_from_the_full_model_in_what_they_ablate() -> None:
