@@ -70,8 +70,8 @@ class VoiceFacePairs(Dataset[dict[str, Any]]):
         self.people = sorted(set(voices["identity"]) & set(faces["identity"]))
         if not self.people:
             raise UserError(f"{corpus.root}: no identity of the {split} split has both a voice and a face")
-        self.voices = {name: list(group["path"]) for name, group in voices.groupby("identity")}
-        self.faces = [(row.path, row.identity) for row in faces.itertuples() if row.identity in self.voices]
+        self.voices = {str(name): list(group["path"]) for name, group in voices.groupby("identity")}
+        self.faces = [(str(row.path), str(row.identity)) for row in faces.itertuples() if row.identity in self.voices]
         self.samples = round(cfg.crop_seconds[1] * SAMPLE_RATE)
         self.read_voice: Callable[[str], Tensor] = self._read_voice
         self.read_face: Callable[[str], Tensor] = self._read_face
@@ -114,9 +114,9 @@ class WholeRecordings(Dataset[dict[str, Any]]):
     def __init__(self, corpus: Corpus, split: str, cfg: DataConfig, *, limit: int = 0) -> None:
         self.corpus, self.cfg = corpus, cfg
         faces = corpus.items(kind="face", split=split)
-        self.faces = {name: list(group["path"]) for name, group in faces.groupby("identity")}
+        self.faces = {str(name): list(group["path"]) for name, group in faces.groupby("identity")}
         voices = corpus.items(kind="voice", split=split)
-        self.rows = [(row.path, row.identity) for row in voices.itertuples() if row.identity in self.faces]
+        self.rows = [(str(row.path), str(row.identity)) for row in voices.itertuples() if row.identity in self.faces]
         if not self.rows:
             raise UserError(f"{corpus.root}: no recording of the {split} split belongs to a person with a face there")
         if 0 < limit < len(self.rows):
