@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
+from voice2face.networks.mapping import MappedGenerator
 from voice2face.networks.stylegan2_generator import NoiseMode, channels_at, check_resolution
 
 Variant = Literal["wen", "vanilla"]
@@ -114,7 +115,7 @@ class DCGANSynthesis(nn.Module):
             return self.model(ws[:, 0, :, None, None]).float()
 
 
-class DCGANGenerator(nn.Module):
+class DCGANGenerator(MappedGenerator):
     """Voice latent (B, z_dim) to image (B, 3, R, R).
 
     Args:
@@ -145,20 +146,6 @@ class DCGANGenerator(nn.Module):
         )
         self.num_ws = 1
         _finish(self, variant)
-
-    def forward(
-        self,
-        z: Tensor,
-        *,
-        truncation: float = 1.0,
-        truncation_cutoff: int | None = None,
-        noise: list[Tensor] | None = None,
-        noise_mode: NoiseMode = "random",
-        force_fp32: bool = False,
-    ) -> Tensor:
-        """Truncation and synthesis; see `IdentityMapping.forward` and `DCGANSynthesis.forward`."""
-        ws = self.mapping(z, truncation=truncation, truncation_cutoff=truncation_cutoff)
-        return self.synthesis(ws, noise=noise, noise_mode=noise_mode, force_fp32=force_fp32)
 
 
 class DCGANDiscriminator(nn.Module):

@@ -106,3 +106,25 @@ def draw_mixing_cutoff(num_ws: int, probability: float, generator: torch.Generat
 def mix_styles(ws: Tensor, other: Tensor, cutoff: int) -> Tensor:
     """The first `cutoff` vectors of `ws`, the rest of `other`; both (B, num_ws, w_dim)."""
     return torch.cat([ws[:, :cutoff], other[:, cutoff:]], dim=1)
+
+
+class MappedGenerator(nn.Module):
+    """A generator of a mapping network and a synthesis network, which subclasses assign."""
+
+    mapping: nn.Module
+    synthesis: nn.Module
+
+    def forward(
+        self,
+        z: Tensor,
+        *,
+        truncation: float = 1.0,
+        truncation_cutoff: int | None = None,
+        noise: list[Tensor] | None = None,
+        noise_mode: str = "random",
+        force_fp32: bool = False,
+    ) -> Tensor:
+        """Mapping, truncation and synthesis of (B, z_dim); see the `forward` of both networks."""
+        ws = self.mapping(z, truncation=truncation, truncation_cutoff=truncation_cutoff)
+        images: Tensor = self.synthesis(ws, noise=noise, noise_mode=noise_mode, force_fp32=force_fp32)
+        return images

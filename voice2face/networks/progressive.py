@@ -26,7 +26,7 @@ from common.layers import (
     upsample,
 )
 from voice2face.networks.growth import Growing, Growth, blend, enlarge, stage_sizes
-from voice2face.networks.mapping import MappingNetwork
+from voice2face.networks.mapping import MappedGenerator, MappingNetwork
 from voice2face.networks.stylegan2_generator import NoiseMode, channels_at, working_memory
 
 Injection = Literal["adain", "concat"]
@@ -203,7 +203,7 @@ class StagedSynthesis(Growing):
         return enlarge(self.stages(ws, force_fp32=force_fp32)[-1], self.resolution)
 
 
-class ProgressiveGenerator(nn.Module):
+class ProgressiveGenerator(MappedGenerator):
     """Voice latent (B, z_dim) to image (B, 3, R, R).
 
     Args:
@@ -268,17 +268,3 @@ class ProgressiveGenerator(nn.Module):
         self.mapping = MappingNetwork(
             z_dim=z_dim, w_dim=width, num_ws=self.num_ws, num_layers=mapping_layers, lr_mul=1.0
         )
-
-    def forward(
-        self,
-        z: Tensor,
-        *,
-        truncation: float = 1.0,
-        truncation_cutoff: int | None = None,
-        noise: list[Tensor] | None = None,
-        noise_mode: NoiseMode = "random",
-        force_fp32: bool = False,
-    ) -> Tensor:
-        """Mapping, truncation and synthesis; see `MappingNetwork.forward` and `StagedSynthesis.forward`."""
-        ws = self.mapping(z, truncation=truncation, truncation_cutoff=truncation_cutoff)
-        return self.synthesis(ws, noise=noise, noise_mode=noise_mode, force_fp32=force_fp32)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 from common.layers import AdaIN, EqualConv2d, EqualLinear, MinibatchStdDev, leaky_relu_, upsample
 from voice2face.networks.growth import Growing, blend, enlarge, reduce
-from voice2face.networks.mapping import MappingNetwork
+from voice2face.networks.mapping import MappedGenerator, MappingNetwork
 from voice2face.networks.stylegan2_generator import NoiseMode, channels_at, check_resolution, working_memory
 
 
@@ -129,7 +129,7 @@ class StyleSynthesis(Growing):
         raise UserError(f"noise_mode {mode!r} is not one of random, const, none")
 
 
-class StyleGANGenerator(nn.Module):
+class StyleGANGenerator(MappedGenerator):
     """Latent or voice embedding (B, z_dim) to image (B, 3, R, R). Arguments are those of `StyleGAN2Generator`."""
 
     def __init__(
@@ -148,20 +148,6 @@ class StyleGANGenerator(nn.Module):
         self.synthesis = StyleSynthesis(resolution, **shared)
         self.num_ws = self.synthesis.num_ws
         self.mapping = MappingNetwork(z_dim=z_dim, w_dim=w_dim, num_ws=self.num_ws, num_layers=mapping_layers)
-
-    def forward(
-        self,
-        z: Tensor,
-        *,
-        truncation: float = 1.0,
-        truncation_cutoff: int | None = None,
-        noise: list[Tensor] | None = None,
-        noise_mode: NoiseMode = "random",
-        force_fp32: bool = False,
-    ) -> Tensor:
-        """Mapping, truncation and synthesis; see `MappingNetwork.forward` and `StyleSynthesis.forward`."""
-        ws = self.mapping(z, truncation=truncation, truncation_cutoff=truncation_cutoff)
-        return self.synthesis(ws, noise=noise, noise_mode=noise_mode, force_fp32=force_fp32)
 
 
 class StyleGANDiscriminator(Growing):
