@@ -29,7 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from common.audio.io import write_wav
 from common.data.corpus import MANIFEST, REPORT, SAMPLE_RATE, Item
 from common.errors import UserError
-from common.files import atomic_path, safe_join, write_json
+from common.files import atomic_folder, atomic_path, safe_join, write_json
 from common.provenance import Provenance, write_png
 
 WORK = ".prepare"
@@ -63,14 +63,19 @@ class Drop:
         object.__setattr__(self, "reason", line.encode("utf-8", "backslashreplace").decode())
 
 
+class UnusableInput(UserError):
+    """Raised by a clip's `Product.data`: its input, not the disk, is at fault, so the clip is dropped."""
+
+
 @dataclass(frozen=True)
 class Product:
     """One item that a unit yields, still in memory."""
 
     item: Item
     """Its split is decided when all units are done."""
-    data: torch.Tensor | np.ndarray
-    """A voice: float32 (n,) in [-1,1] at 16 kHz. A face: uint8 (H,W,3) RGB."""
+    data: torch.Tensor | np.ndarray | Callable[[Path], None]
+    """A voice: float32 (n,) in [-1,1] at 16 kHz. A face: uint8 (H,W,3) RGB. A clip: a function that fills the empty
+    folder that it is given; the folder gets its name when the function has returned."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Further manifest columns (strings and finite numbers)."""
     provenance: Provenance | None = None
@@ -189,10 +194,10 @@ def read_record(root: Path, unit: Unit) -> Record | None:
 
 
 def clean(root: Path) -> None:
-    """Remove the temporary files that a killed run left among voices and faces (`.name.1234abcd.wav`)."""
-    for folder in ("voices", "faces"):
-        for path in (root / folder).rglob(".*"):
-            if re.fullmatch(r"\..+\.[0-9a-f]{8}\.(wav|png)", path.name):
+    """Remove what a killed run left among voices, faces and clips (`.name.1234abcd.wav`, `.name.1234abcd/`)."""
+    for folder in ("voices", "faces", "clips"):
+        for path in sorted((root / folder).rglob(".*"), reverse=True):  # a folder's own leftovers go before it
+            if re.fullmatch(r"\..+\.[0-9a-f]{8}(\.(wav|png))?", path.name):
                 _remove(path)
 
 
@@ -294,17 +299,29 @@ def _do(unit: Unit, job: Job, tools: Any) -> Record:
 
 def _store(unit: Unit, job: Job, outcome: Outcome) -> Record:
     """Write the files first and the record last, so that a record stands for files that are there."""
+    stored = []
     for product in outcome.products:
-        path = safe_join(job.root, product.item.path)
-        if product.item.kind == "voice":
-            write_wav(path, torch.as_tensor(product.data), SAMPLE_RATE)
+        try:
+            _write(safe_join(job.root, product.item.path), product)
+        except UnusableInput as error:
+            outcome.drops.append(Drop(job.describe(unit), str(error)))
         else:
-            _write_face(path, np.asarray(product.data), product.provenance)
-    extra = {product.item.id: product.extra for product in outcome.products if product.extra}
-    items = [product.item for product in outcome.products]
+            stored.append(product)
+    extra = {product.item.id: product.extra for product in stored if product.extra}
+    items = [product.item for product in stored]
     record = Record(unit.key, unit.stamp, job.describe(unit), items, extra, outcome.drops)
     write_json(_record_path(job.root, unit.key), asdict(record))
     return record
+
+
+def _write(path: Path, product: Product) -> None:
+    if callable(product.data):
+        with atomic_folder(path) as temporary:
+            product.data(temporary)
+    elif product.item.kind == "voice":
+        write_wav(path, torch.as_tensor(product.data), SAMPLE_RATE)
+    else:
+        _write_face(path, np.asarray(product.data), product.provenance)
 
 
 def _write_face(path: Path, image: np.ndarray, provenance: Provenance | None) -> None:
@@ -340,6 +357,9 @@ def _forget(root: Path) -> None:
 
 def _remove(path: Path) -> None:
     try:
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot remove {path}: {error.strerror or error}; check its permissions") from error
