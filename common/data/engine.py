@@ -63,7 +63,7 @@ class Drop:
         object.__setattr__(self, "reason", line.encode("utf-8", "backslashreplace").decode())
 
 
-class UnusableInput(UserError):
+class InputError(UserError):
     """Raised by a clip's `Product.data`: its input, not the disk, is at fault, so the clip is dropped."""
 
 
@@ -303,7 +303,7 @@ def _store(unit: Unit, job: Job, outcome: Outcome) -> Record:
     for product in outcome.products:
         try:
             _write(safe_join(job.root, product.item.path), product)
-        except UnusableInput as error:
+        except InputError as error:
             outcome.drops.append(Drop(job.describe(unit), str(error)))
         else:
             stored.append(product)

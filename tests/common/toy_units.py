@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from common.data.corpus import Item
-from common.data.engine import Drop, Outcome, Product, Unit, UnusableInput
+from common.data.engine import Drop, InputError, Outcome, Product, Unit
 from common.errors import UserError
 
 
@@ -32,7 +32,7 @@ def clip(unit: Unit, tools: str) -> Outcome:
         if unit.payload == "full":
             raise UserError("the disk is full")
         if unit.payload == "torn":
-            raise UnusableInput("the video is cut off")
+            raise InputError("the video is cut off")
         (folder / "video.mp4").write_bytes(b"whole")
 
     item = Item(f"clips/{unit.key}", "ann", "train", "clip", f"clips/{unit.key}", frames=3, fps=25.0)
