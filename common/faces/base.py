@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from common.errors import UserError
+from common.faces.patch import Box, area
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Face:
     so its centre is (j + 0.5, i + 0.5). Points may lie outside the image when a face is cut off.
     """
 
-    box: tuple[float, float, float, float]
+    box: Box
     """x0, y0, x1, y1."""
     score: float
     """The detector's confidence; comparable only within one backend."""
@@ -28,8 +29,7 @@ class Face:
     @property
     def area(self) -> float:
         """Area of the box in square pixels."""
-        x0, y0, x1, y1 = self.box
-        return max(x1 - x0, 0.0) * max(y1 - y0, 0.0)
+        return area(self.box)
 
 
 class FaceBackend(Protocol):
@@ -48,6 +48,31 @@ class FaceBackend(Protocol):
 
         Raises:
             UserError: an image is empty or of another type.
+        """
+        ...
+
+    def boxes(self, image: np.ndarray, max_side: int | None = None) -> list[tuple[Box, float]]:
+        """Find faces without their landmarks, in a picture that may be reduced first.
+
+        Args:
+            image: uint8 (H,W,3) RGB.
+            max_side: a larger picture is reduced to this longer side; None is the backend's own limit.
+
+        Returns:
+            Boxes in pixels of `image` and their scores, the largest first.
+        """
+        ...
+
+    def landmarks(self, image: np.ndarray, boxes: np.ndarray | Box) -> np.ndarray:
+        """Regress the landmarks of faces whose boxes are known.
+
+        Args:
+            image: uint8 (H,W,3) RGB.
+            boxes: (...,4) x0, y0, x1, y1 in continuous pixels, framed as this backend's detector frames faces; they
+                may leave the picture.
+
+        Returns:
+            (...,68,2) float32, continuous pixels.
         """
         ...
 

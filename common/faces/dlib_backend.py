@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from common.errors import UserError
-from common.faces.align import invert, to_tensor, to_uint8, warp
 from common.faces.base import Face, largest_first
 from common.faces.images import as_rgb
+from common.faces.patch import Box, area, grey_patch
 
 _LANDMARKS = "shape_predictor_68_face_landmarks.dat"
 _CNN_DETECTOR = "mmod_human_face_detector.dat"
@@ -22,8 +22,6 @@ _WEAK = 0.15
 """A detection below this share of the picture's best score is clutter: it must not pass for the largest face."""
 _CNN_SMALLEST = 32
 """The CNN detector's first filters do not fit into smaller pictures."""
-
-Box = tuple[float, float, float, float]
 
 
 def import_dlib() -> Any:
@@ -91,10 +89,16 @@ class DlibBackend:
 
     def detect(self, images: Sequence[np.ndarray]) -> list[list[Face]]:
         """See `FaceBackend.detect`. dlib has no batched HOG, so the pictures are taken one by one."""
-        return [self._detect_one(as_rgb(image)) for image in images]
+        found = []
+        for image in map(as_rgb, images):
+            faces = [Face(box, score, self.landmarks(image, box)) for box, score in self.boxes(image)]
+            found.append(largest_first(faces))
+        return found
 
-    def _detect_one(self, image: np.ndarray) -> list[Face]:
-        scale = min(1.0, self.max_side / max(image.shape[:2]))
+    def boxes(self, image: np.ndarray, max_side: int | None = None) -> list[tuple[Box, float]]:
+        """See `FaceBackend.boxes`."""
+        image = as_rgb(image)
+        scale = min(1.0, (max_side or self.max_side) / max(image.shape[:2]))
         small = image
         if scale < 1:
             size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
@@ -106,13 +110,12 @@ class DlibBackend:
             if found:
                 break
         best = max((score for _, score in found), default=0.0)
-        faces = []
-        for (x0, y0, x1, y1), score in found:
-            if score < _WEAK * best:
-                continue
-            box = (x0 * stretch_x, y0 * stretch_y, x1 * stretch_x, y1 * stretch_y)
-            faces.append(Face(box, score, self.landmarks(image, box)))
-        return largest_first(faces)
+        boxes = [
+            ((x0 * stretch_x, y0 * stretch_y, x1 * stretch_x, y1 * stretch_y), score)
+            for (x0, y0, x1, y1), score in found
+            if score >= _WEAK * best
+        ]
+        return sorted(boxes, key=lambda hit: (-area(hit[0]), -hit[1], hit[0]))
 
     def _boxes(self, image: np.ndarray, doublings: int) -> list[tuple[Box, float]]:
         """Boxes and scores at one scale; dlib's last row and column belong to the box, hence the + 1."""
@@ -126,29 +129,26 @@ class DlibBackend:
         boxes = [(r.left(), r.top(), r.right() + 1, r.bottom() + 1) for r in rectangles]
         return [(box, float(score)) for box, score in zip(boxes, scores, strict=True)]
 
-    def landmarks(self, image: np.ndarray, box: Box) -> np.ndarray:
-        """Regress the landmarks of the face in a box.
+    def landmarks(self, image: np.ndarray, boxes: np.ndarray | Box) -> np.ndarray:
+        """See `FaceBackend.landmarks`; points are exact to 1/256 of the box side at least."""
+        flat = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+        points = np.zeros((len(flat), 68, 2), dtype=np.float32)
+        for index, (x0, y0, x1, y1) in enumerate(flat.tolist()):
+            points[index] = self._landmarks_of_one(image, (x0, y0, x1, y1))
+        return points.reshape(*np.shape(boxes)[:-1], 68, 2)
 
-        Args:
-            image: uint8 (H,W,3) RGB.
-            box: x0, y0, x1, y1 in continuous pixels.
-
-        Returns:
-            (68,2) float32, continuous pixels, to a fraction of 1/256 of the box side at least.
-        """
+    def _landmarks_of_one(self, image: np.ndarray, box: Box) -> np.ndarray:
         x0, y0, x1, y1 = box
         zoom = _REFERENCE_SIDE / max(x1 - x0, y1 - y0, 1.0)
         if zoom <= 1:
             return self._predict(image, box)
         # A patch of twice the box, so that points outside the box still lie on picture.
         side = 2 * _REFERENCE_SIDE
-        centre_x, centre_y = (x0 + x1) / 2, (y0 + y1) / 2
-        matrix = np.array([[zoom, 0, side / 2 - zoom * centre_x], [0, zoom, side / 2 - zoom * centre_y]])
-        patch = to_uint8(warp(to_tensor(image), matrix[None], (side, side), border="replicate"))
+        left, top = (x0 + x1 - side / zoom) / 2, (y0 + y1 - side / zoom) / 2
+        patch = grey_patch(image, (left, top, left + side / zoom, top + side / zoom), side)
         half_x, half_y = zoom * (x1 - x0) / 2, zoom * (y1 - y0) / 2
         points = self._predict(patch, (side / 2 - half_x, side / 2 - half_y, side / 2 + half_x, side / 2 + half_y))
-        back = invert(matrix)
-        return (points @ back[:, :2].T + back[:, 2]).astype(np.float32)
+        return (points / zoom + (left, top)).astype(np.float32)
 
     def _predict(self, image: np.ndarray, box: Box) -> np.ndarray:
         x0, y0, x1, y1 = (round(value) for value in box)

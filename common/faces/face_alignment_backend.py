@@ -16,6 +16,7 @@ from common.errors import UserError
 from common.faces.align import invert, to_tensor, warp
 from common.faces.base import Face, largest_first
 from common.faces.images import as_rgb
+from common.faces.patch import Box, area
 from common.weights import fetch_weights, find_weights, load_state
 
 _CROP = 256
@@ -64,22 +65,39 @@ class FaceAlignmentBackend:
         pictures = [as_rgb(image) for image in images]
         jobs: list[tuple[int, np.ndarray]] = []
         for chunk in _same_shape_chunks(pictures, self.batch_size):
-            boxes = self._boxes([pictures[index] for index in chunk])
+            boxes = self._boxes([pictures[index] for index in chunk], self.max_side)
             jobs += [(index, box) for index, found in zip(chunk, boxes, strict=True) for box in found]
         faces: list[list[Face]] = [[] for _ in pictures]
-        for start in range(0, len(jobs), self.batch_size):
-            part = jobs[start : start + self.batch_size]
-            landmarks = self._landmarks([(pictures[index], box) for index, box in part])
-            for (index, box), points in zip(part, landmarks, strict=True):
-                x0, y0, x1, y1, score = (float(value) for value in box)
-                faces[index].append(Face((x0, y0, x1, y1), score, points))
+        landmarks = self._landmarks_in_batches([(pictures[index], box) for index, box in jobs])
+        for (index, box), points in zip(jobs, landmarks, strict=True):
+            x0, y0, x1, y1, score = (float(value) for value in box)
+            faces[index].append(Face((x0, y0, x1, y1), score, points))
         return [largest_first(found) for found in faces]
 
+    def boxes(self, image: np.ndarray, max_side: int | None = None) -> list[tuple[Box, float]]:
+        """See `FaceBackend.boxes`."""
+        (found,) = self._boxes([as_rgb(image)], max_side or self.max_side)
+        rows = (box.tolist() for box in found)
+        boxes: list[tuple[Box, float]] = [((x0, y0, x1, y1), score) for x0, y0, x1, y1, score in rows]
+        return sorted(boxes, key=lambda hit: (-area(hit[0]), -hit[1], hit[0]))
+
+    def landmarks(self, image: np.ndarray, boxes: np.ndarray | Box) -> np.ndarray:
+        """See `FaceBackend.landmarks`; all boxes of the picture share network passes."""
+        flat = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+        points = self._landmarks_in_batches([(image, box) for box in flat])
+        return np.array(points, dtype=np.float32).reshape(*np.shape(boxes)[:-1], 68, 2)
+
+    def _landmarks_in_batches(self, faces: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+        points: list[np.ndarray] = []
+        for start in range(0, len(faces), self.batch_size):
+            points += self._landmarks(faces[start : start + self.batch_size])
+        return points
+
     @torch.inference_mode()
-    def _boxes(self, pictures: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+    def _boxes(self, pictures: Sequence[np.ndarray], max_side: int) -> list[list[np.ndarray]]:
         """Boxes x0, y0, x1, y1, score in pixels of each picture; all pictures have one shape."""
         height, width = pictures[0].shape[:2]
-        scale = min(1.0, self.max_side / max(height, width))
+        scale = min(1.0, max_side / max(height, width))
         size = tuple(max(_SMALLEST_SIDE, round(side * scale)) for side in (height, width))
         matrices = np.repeat(np.array([[[scale, 0, 0], [0, scale, 0]]]), len(pictures), axis=0)
         batch = torch.cat([to_tensor(picture) for picture in pictures]).to(self.device)
