@@ -64,7 +64,7 @@ def load_audio(
         raise ValueError(f"max_seconds {max_seconds} leaves no sample")
     damage: list[str] = []
     samples, filled = np.zeros(0, dtype=np.float32), 0
-    for piece in _resampled(path, sample_rate, damage):
+    for piece in stream_audio(path, sample_rate, damage):
         if filled + piece.size > samples.size:
             # realloc moves no bytes for large arrays: a long file is never held twice
             samples.resize(filled + piece.size + samples.size // 4, refcheck=False)
@@ -228,8 +228,15 @@ def _mono(frame: AudioFrame) -> np.ndarray:
     return np.asarray(mono, dtype=np.float32)
 
 
-def _resampled(path: Path, sample_rate: int, damage: list[str]) -> Iterator[np.ndarray]:
-    """Chunks of a file at `sample_rate`; a change of rate inside the file starts a new filter."""
+def stream_audio(path: Path, sample_rate: int, damage: list[str]) -> Iterator[np.ndarray]:
+    """The samples of `load_audio` in chunks, for files of any length; about a second of sound is held.
+
+    A change of rate inside the file starts a new filter. What could not be decoded is described in `damage`, which
+    is complete when the chunks have ended.
+
+    Raises:
+        UserError: missing, a directory, unreadable, not media, or without an audio track.
+    """
     resampler: StreamResampler | None = None
     for chunk, rate in _decoded(path, damage):
         if resampler is not None and resampler.source != rate:

@@ -1,5 +1,7 @@
 """Runs one pure function over many files: in parallel, resumable, and never stopped by a bad file.
 
+On one machine the work goes to processes of its own, past one machine to a Ray cluster (`engine_ray`).
+
 Each unit of work leaves an atomic record in `<corpus>/.prepare/records/`, written after the unit's own files. A run
 that was killed goes on with the units that have no record, so that it ends as an uninterrupted one would. What goes
 wrong with a unit's input becomes a `Drop`; what goes wrong with the output (full disk) ends the run in one line.
@@ -18,7 +20,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,9 +34,11 @@ from common.errors import UserError
 from common.files import atomic_folder, atomic_path, safe_join, write_json
 from common.provenance import Provenance, write_png
 
+Engine = Literal["local", "ray"]
 WORK = ".prepare"
 """Folder inside the corpus that holds the records and the options of the run."""
-_MOST_DEATHS = 3
+MOST_DEATHS = 3
+"""So many deaths of processes before any of them did anything end the run."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +77,10 @@ class Product:
 
     item: Item
     """Its split is decided when all units are done."""
-    data: torch.Tensor | np.ndarray | Callable[[Path], None]
+    data: torch.Tensor | np.ndarray | Callable[[Path], object]
     """A voice: float32 (n,) in [-1,1] at 16 kHz. A face: uint8 (H,W,3) RGB. A clip: a function that fills the empty
-    folder that it is given; the folder gets its name when the function has returned."""
+    folder that it is given; the folder gets its name when the function has returned. If it returns a
+    `Product` of the same id and path, that one is recorded: with what only the written clip tells."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Further manifest columns (strings and finite numbers)."""
     provenance: Provenance | None = None
@@ -118,7 +123,7 @@ class Job:
     """How a unit is named to the user."""
 
 
-def run_units(units: Sequence[Unit], job: Job, *, workers: int, label: str) -> list[Record]:
+def run_units(units: Sequence[Unit], job: Job, *, workers: int, label: str, engine: Engine = "local") -> list[Record]:
     """Do every unit that has no record yet; return the records of all, in the order of `units`.
 
     Args:
@@ -126,9 +131,12 @@ def run_units(units: Sequence[Unit], job: Job, *, workers: int, label: str) -> l
         job: see `Job`.
         workers: processes; 0 works in this one.
         label: words of the progress bar, which is drawn on a terminal only.
+        engine: local, or ray: the same function on the processes of a Ray cluster, which must see the input and the
+            corpus under the same paths; `workers` then bounds what is in work at once on a cluster of this machine.
 
     Raises:
-        UserError: the corpus cannot be written, tools cannot be built, or every worker process dies.
+        UserError: the corpus cannot be written, tools cannot be built, every worker process dies, or Ray is asked
+            for and not installed.
     """
     if len({unit.key for unit in units}) != len(units):
         raise ValueError("two units have one key")
@@ -141,7 +149,7 @@ def run_units(units: Sequence[Unit], job: Job, *, workers: int, label: str) -> l
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(label, total=len(units), completed=len(records))
-        for record in _run_pool(pending, job, workers) if workers else _run_here(pending, job):
+        for record in _run(pending, job, workers, engine):
             records[record.key] = record
             progress.advance(task)
     return [records[unit.key] for unit in units]
@@ -201,10 +209,18 @@ def clean(root: Path) -> None:
                 _remove(path)
 
 
+def _run(units: Sequence[Unit], job: Job, workers: int, engine: Engine) -> Iterator[Record]:
+    if engine == "ray":
+        from common.data.engine_ray import run_on_ray
+
+        return run_on_ray(units, job, workers)
+    return _run_pool(units, job, workers) if workers else _run_here(units, job)
+
+
 def _run_here(units: Sequence[Unit], job: Job) -> Iterator[Record]:
     tools = job.tools()
     for unit in units:
-        yield _do(unit, job, tools)
+        yield do_unit(unit, job, tools)
 
 
 def _run_pool(units: Sequence[Unit], job: Job, workers: int) -> Iterator[Record]:
@@ -224,10 +240,9 @@ def _run_pool(units: Sequence[Unit], job: Job, workers: int) -> Iterator[Record]
         for suspect in suspects:
             ((_, record),) = _drain(deque([suspect]), job, 1)
             deaths, survivors = deaths + (record is None), survivors + (record is not None)
-            if deaths == _MOST_DEATHS and not survivors:
+            if deaths == MOST_DEATHS and not survivors:
                 raise UserError(f"every worker process dies, the last on {job.describe(suspect)}; try without workers")
-            reason = "the process that read it died (out of memory, or a decoder's crash)"
-            yield record or _store(suspect, job, Outcome(drops=[Drop(job.describe(suspect), reason)]))
+            yield record or store_death(suspect, job)
 
 
 def _drain(queue: deque[Unit], job: Job, workers: int) -> Iterator[tuple[Unit, Record | None]]:
@@ -285,28 +300,33 @@ def _do_in_worker(unit: Unit) -> Record:
     if tools is None:
         tools = job.tools()
         _worker = (job, tools)
-    return _do(unit, job, tools)
+    return do_unit(unit, job, tools)
 
 
-def _do(unit: Unit, job: Job, tools: Any) -> Record:
+def do_unit(unit: Unit, job: Job, tools: Any) -> Record:
+    """Run the job's function on a unit, store what it made, and return the record."""
     try:
         outcome = job.function(unit, tools)
     except Exception as error:  # whatever a hostile file provokes is that file's drop, named in the report
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         outcome = Outcome(drops=[Drop(job.describe(unit), reason)])
-    return _store(unit, job, outcome)
+    return store_outcome(unit, job, outcome)
 
 
-def _store(unit: Unit, job: Job, outcome: Outcome) -> Record:
-    """Write the files first and the record last, so that a record stands for files that are there."""
+def store_death(unit: Unit, job: Job) -> Record:
+    """The record of a unit whose process died twice."""
+    reason = "the process that read it died (out of memory, or a decoder's crash)"
+    return store_outcome(unit, job, Outcome(drops=[Drop(job.describe(unit), reason)]))
+
+
+def store_outcome(unit: Unit, job: Job, outcome: Outcome) -> Record:
+    """Write the files of an outcome and then its record, so that a record stands for files that are there."""
     stored = []
     for product in outcome.products:
         try:
-            _write(safe_join(job.root, product.item.path), product)
+            stored.append(_write(safe_join(job.root, product.item.path), product))
         except InputError as error:
             outcome.drops.append(Drop(job.describe(unit), str(error)))
-        else:
-            stored.append(product)
     extra = {product.item.id: product.extra for product in stored if product.extra}
     items = [product.item for product in stored]
     record = Record(unit.key, unit.stamp, job.describe(unit), items, extra, outcome.drops)
@@ -314,14 +334,17 @@ def _store(unit: Unit, job: Job, outcome: Outcome) -> Record:
     return record
 
 
-def _write(path: Path, product: Product) -> None:
+def _write(path: Path, product: Product) -> Product:
+    """Store the data of a product; return the product as it is recorded."""
     if callable(product.data):
         with atomic_folder(path) as temporary:
-            product.data(temporary)
-    elif product.item.kind == "voice":
+            measured = product.data(temporary)
+        return measured if isinstance(measured, Product) else product
+    if product.item.kind == "voice":
         write_wav(path, torch.as_tensor(product.data), SAMPLE_RATE)
     else:
         _write_face(path, np.asarray(product.data), product.provenance)
+    return product
 
 
 def _write_face(path: Path, image: np.ndarray, provenance: Provenance | None) -> None:

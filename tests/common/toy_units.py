@@ -27,6 +27,9 @@ def key_of(unit: Unit) -> str:
 
 
 def clip(unit: Unit, tools: str) -> Outcome:
+    if unit.payload == "die":
+        os._exit(3)
+
     def fill(folder: Path) -> None:
         (folder / "landmarks.npy").write_bytes(b"half")
         if unit.payload == "full":
