@@ -184,6 +184,13 @@ _ENTRIES = (
         "dubbing3d: coefficients of real faces",
     ),
     WeightEntry(
+        "sadtalker_256",
+        "SadTalker_V0.0.2_256.safetensors",
+        "https://github.com/OpenTalker/SadTalker/releases/tag/v0.0.2-rc",
+        "Apache-2.0 (early versions MIT); the coefficients are of use only with the licensed BFM09",
+        "dubbing3d: coefficients of real faces, the same network as deep3d_epoch20",
+    ),
+    WeightEntry(
         "ict_facekit",
         "ict_facekit.npz",
         "https://github.com/ICT-VGL/ICT-FaceKit",
@@ -198,6 +205,23 @@ _ENTRIES = (
         "Basel Face Model licence: sign on the page; non-commercial, no redistribution",
         "common/face3d: the BFM09 face model",
         note="put Exp_Pca.bin (linked from Deep3DFaceRecon_pytorch) beside it",
+    ),
+    WeightEntry(
+        "bfm09_front",
+        "BFM_model_front.mat",
+        "https://faces.dmi.unibas.ch/bfm/main.php?nav=1-2&id=downloads",
+        "Basel Face Model licence: sign on the page; non-commercial, no redistribution",
+        "common/face3d: the BFM09 face model, ready made",
+        note="written by Deep3DFaceRecon_pytorch from 01_MorphableModel.mat and Exp_Pca.bin",
+    ),
+    WeightEntry(
+        "bfm09_expression",
+        "Exp_Pca.bin",
+        "https://github.com/Juyong/3DFace",
+        "research purposes only (Guo et al. 2019)",
+        "common/face3d: expressions of the BFM09 face model",
+        note="linked from https://github.com/sicxu/Deep3DFaceRecon_pytorch, whose folder BFM (MIT) has std_exp.txt, "
+        "facemodel_info.mat, BFM_front_idx.mat and BFM_exp_idx.mat; put all beside 01_MorphableModel.mat",
     ),
 )
 

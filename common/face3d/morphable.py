@@ -134,7 +134,9 @@ def load_face_model(spec: str) -> FaceModel:
 
     "builtin": authored by code, needs nothing. "ict": ICT-FaceKit from `ict_facekit.npz` in the weights folder, or in
     `$SPEECHFACE_MEDIA/face_model`. "ict:PATH": that npz, or a clone of the ICT-FaceKit repository (converted each
-    time). Raises `UserError` for an unknown spec or an absent or damaged file.
+    time). "bfm09": the user's licensed Basel Face Model in the weights folder. "bfm09:PATH": BFM_model_front.mat, or
+    a folder of it or of the raw files (`bfm.load_bfm`). Raises `UserError` for an unknown spec or an absent or damaged
+    file.
     """
     if spec == "builtin":
         from common.face3d import builtin  # the built-in head imports this module
@@ -146,7 +148,15 @@ def load_face_model(spec: str) -> FaceModel:
         return ict.load(find_ict())
     if spec.startswith("ict:"):
         return ict.load(Path(spec.removeprefix("ict:")).expanduser())
-    raise UserError(f"unknown face model {spec!r}: use builtin, ict, or ict:PATH (an npz or a clone of ICT-FaceKit)")
+    if spec == "bfm09" or spec.startswith("bfm09:"):
+        from common.face3d import bfm  # the same
+        from common.weights import weights_folder
+
+        return bfm.load_bfm(Path(spec[6:]).expanduser() if spec[6:] else weights_folder())
+    raise UserError(
+        f"unknown face model {spec!r}: use builtin, ict, ict:PATH (an npz or a clone of ICT-FaceKit), bfm09, or "
+        "bfm09:PATH (BFM_model_front.mat or the folder of the raw files)"
+    )
 
 
 def find_ict() -> Path:
