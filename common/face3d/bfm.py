@@ -203,7 +203,7 @@ def _read_expressions(
             modes = np.fromfile(file, dtype="<f4", count=width * SIZES["expression"]).reshape(-1, width)[:, rows]
         deviations = np.array(deviations_path.read_text(encoding="ascii").split(), dtype=np.float64)
     except OSError as error:
-        raise UserError(f"cannot read {error.filename}: {error.strerror or error}") from error
+        raise UserError(f"cannot read {modes_path} and {deviations_path.name}: {error.strerror or error}") from error
     except ValueError as error:
         raise UserError(f"{deviations_path} does not hold {count} numbers ({error}): the file is damaged") from error
     if len(deviations) != count or not np.isfinite(deviations).all() or not np.isfinite(modes).all():
