@@ -157,7 +157,7 @@ def align_face(
     """
     rgb = as_rgb(image)
     matrix = align_matrix(landmarks, size, margin)
-    rows, columns = _needed_part(matrix, size, (rgb.shape[0], rgb.shape[1]))
+    rows, columns = needed_part(matrix, size, (rgb.shape[0], rgb.shape[1]))
     matrix[:, 2] += matrix[:, :2] @ (columns.start, rows.start)
     return to_uint8(warp(to_tensor(rgb[rows, columns]), matrix[None], (size, size), border=border))
 
@@ -173,19 +173,24 @@ def to_uint8(image: Tensor) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
-def _needed_part(matrix: np.ndarray, size: int, shape: tuple[int, int]) -> tuple[slice, slice]:
+def needed_part(
+    matrix: np.ndarray, size: int, shape: tuple[int, int], border: Border = "reflection"
+) -> tuple[slice, slice]:
     """Rows and columns that a crop reads, so that a small face in a large photograph costs little.
 
-    The whole picture where the crop leaves it, since a border may mirror any of it.
+    A crop that leaves the picture reads up to the picture's edge, and all of it where the border is its mirror image.
     """
     back = invert(matrix)
     corners = np.array([[0, 0], [size, 0], [0, size], [size, size]]) @ back[:, :2].T + back[:, 2]
-    room = 2 + 2 * np.hypot(*back[:, 0])  # bilinear neighbours and the last half of a halving's 2x2 blocks
+    room = (
+        2 + 2 * np.hypot(back[0, :2], back[1, :2]).max()
+    )  # bilinear neighbours and the last half of a halving's 2x2 blocks
     x0, y0 = np.floor(corners.min(axis=0) - room).astype(int)
     x1, y1 = np.ceil(corners.max(axis=0) + room).astype(int)
-    if x0 < 0 or y0 < 0 or x1 > shape[1] or y1 > shape[0]:
+    if border == "reflection" and (x0 < 0 or y0 < 0 or x1 > shape[1] or y1 > shape[0]):
         return slice(0, shape[0]), slice(0, shape[1])
-    return slice(y0, y1), slice(x0, x1)
+    top, left = min(max(y0, 0), shape[0] - 1), min(max(x0, 0), shape[1] - 1)
+    return slice(top, min(max(y1, top + 1), shape[0])), slice(left, min(max(x1, left + 1), shape[1]))
 
 
 _GRID_PADDING = {"reflection": "reflection", "replicate": "border", "zeros": "zeros"}

@@ -18,6 +18,8 @@ _LANDMARKS = "shape_predictor_68_face_landmarks.dat"
 _CNN_DETECTOR = "mmod_human_face_detector.dat"
 _REFERENCE_SIDE = 256
 """Faces smaller than this are enlarged to it before the predictor, which answers in whole pixels only."""
+_PATCH_SIDE = 384
+"""The patch is larger than the box in it by half, so that points outside the box still lie on picture."""
 _WEAK = 0.15
 """A detection below this share of the picture's best score is clutter: it must not pass for the largest face."""
 _CNN_SMALLEST = 32
@@ -142,8 +144,7 @@ class DlibBackend:
         zoom = _REFERENCE_SIDE / max(x1 - x0, y1 - y0, 1.0)
         if zoom <= 1:
             return self._predict(image, box)
-        # A patch of twice the box, so that points outside the box still lie on picture.
-        side = 2 * _REFERENCE_SIDE
+        side = _PATCH_SIDE
         left, top = (x0 + x1 - side / zoom) / 2, (y0 + y1 - side / zoom) / 2
         patch = grey_patch(image, (left, top, left + side / zoom, top + side / zoom), side)
         half_x, half_y = zoom * (x1 - x0) / 2, zoom * (y1 - y0) / 2

@@ -25,13 +25,12 @@ def grey_patch(image: np.ndarray, box: Box, side: int) -> np.ndarray:
     left, top = int(np.floor(x0)) - 1, int(np.floor(y0)) - 1
     right, bottom = int(np.ceil(x1)) + 1, int(np.ceil(y1)) + 1
     height, width = image.shape[:2]
-    if left >= 0 and top >= 0 and right <= width and bottom <= height:
-        cut = image[top:bottom, left:right]
-    else:
-        rows = np.arange(top, bottom).clip(0, height - 1)
-        columns = np.arange(left, right).clip(0, width - 1)
-        cut = image[rows[:, None], columns]
+    row, column = min(max(top, 0), height - 1), min(max(left, 0), width - 1)
+    cut = image[row : max(bottom, row + 1), column : max(right, column + 1)]
     grey = ((cut[..., 0].astype(np.uint16) + cut[..., 1] + cut[..., 2]) // 3).astype(np.uint8)
+    if grey.shape != (bottom - top, right - left):
+        grey = grey[(np.arange(top, bottom) - row).clip(0, len(grey) - 1)]
+        grey = grey[:, (np.arange(left, right) - column).clip(0, grey.shape[1] - 1)]
     part = (x0 - left, y0 - top, x1 - left, y1 - top)
     return np.asarray(Image.fromarray(grey).resize((side, side), Image.Resampling.BILINEAR, box=part))
 
