@@ -37,6 +37,10 @@ class IdentityEmbedder(Protocol):
         """
         ...
 
+    def embed_tensor(self, images: Tensor) -> Tensor:
+        """Differentiable: aligned crops (B,3,S,S) in [-1,1] on the embedder's device -> rows (B,dim) of length 1."""
+        ...
+
 
 class DlibEmbedder:
     """dlib's 29-layer ResNet, 128-d (King 2017, dlib_face_recognition_resnet_model_v1), 99.38 % on LFW.
@@ -96,21 +100,34 @@ class DlibEmbedder:
         return F.normalize(vectors, dim=1)
 
     def _crop_to_chip(self, size: tuple[int, ...]) -> np.ndarray:
-        """From an aligned crop to its chip: both are the template's unit square with a margin on each side."""
-        rows, columns = size
-        if rows != columns:
-            raise UserError(f"an identity embedding needs a square aligned crop, not {rows}x{columns}")
-        zoom = _CHIP / (1 + 2 * _CHIP_MARGIN) * (1 + 2 * self.margin) / rows
-        shift = _CHIP * (_CHIP_MARGIN - self.margin) / (1 + 2 * _CHIP_MARGIN)
-        return np.array([[zoom, 0, shift], [0, zoom, shift]])
+        return crop_to_chip(size, self.margin, _CHIP, _CHIP_MARGIN)
+
+
+def crop_to_chip(size: tuple[int, ...], margin: float, chip: int, chip_margin: float) -> np.ndarray:
+    """(2,3) pixels of an aligned crop to those of a network's input of `chip` px.
+
+    Both are the template's unit square with a margin on each side. Raises UserError where `size` is not square.
+    """
+    rows, columns = size
+    if rows != columns:
+        raise UserError(f"an identity embedding needs a square aligned crop, not {rows}x{columns}")
+    zoom = chip / (1 + 2 * chip_margin) * (1 + 2 * margin) / rows
+    shift = chip * (chip_margin - margin) / (1 + 2 * chip_margin)
+    return np.array([[zoom, 0, shift], [0, zoom, shift]])
 
 
 def load_embedder(name: str = "dlib", margin: float = DEFAULT_MARGIN, device: str = "cpu") -> IdentityEmbedder:
-    """Build an identity embedder; `margin` is the one that the crops were aligned with.
+    """Build an identity embedder, `dlib` (packaged) or `facenet_vggface2` (a weights file).
+
+    `margin` is the one that the crops were aligned with.
 
     Raises:
         UserError: an unknown name, or weights that cannot be had.
     """
     if name == "dlib":
         return DlibEmbedder(margin, device)
-    raise UserError(f"unknown identity embedder {name!r}; choose dlib")
+    if name == "facenet_vggface2":
+        from common.faces.facenet import FaceNetEmbedder
+
+        return FaceNetEmbedder(margin, device)
+    raise UserError(f"unknown identity embedder {name!r}; choose dlib or facenet_vggface2")
