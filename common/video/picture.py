@@ -1,7 +1,8 @@
 """From decoded frames to upright RGB with square pixels, and back to YUV, with the colours kept.
 
 Everything is written as BT.709, limited range, and tagged so. Reading follows the file's tags; where it has none, the
-rule of the players holds: BT.709 from 720 lines or 1280 columns on, BT.601 below, limited range.
+rule of the players holds: BT.709 from 720 lines or 1280 columns on, BT.601 below, limited range. High dynamic range
+(PQ and HLG, as phones record) is mapped to BT.709; the tables for it take seconds to build, once per reading.
 """
 
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ _MATRICES = {  # AVColorSpace -> swscale's tables
     9: Colorspace.BT2020,
     10: Colorspace.BT2020,
 }
+_HDR_TRANSFERS = {ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67}
 _MOST_STRETCH = 4
 _HD_WIDTH, _HD_HEIGHT = 1280, 720
 
@@ -90,6 +92,7 @@ class Upright:
         """uint8 (H,W,3) RGB."""
         scaled = (frame.width, frame.height) != (self._width, self._height)
         method = Interpolation.BICUBIC if scaled else Interpolation.BILINEAR
+        hdr = frame.color_trc in _HDR_TRANSFERS and frame.color_primaries == ColorPrimaries.BT2020
         converted = self._reformatter.reformat(
             frame,
             width=self._width,
@@ -98,6 +101,8 @@ class Upright:
             src_colorspace=_matrix(frame),
             src_color_range=_range(frame),
             dst_color_range=ColorRange.JPEG,
+            dst_color_trc=ColorTrc.BT709 if hdr else None,
+            dst_color_primaries=ColorPrimaries.BT709 if hdr else None,
             interpolation=method | _EXACT,
             threads=most_threads(),
         )

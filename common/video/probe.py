@@ -16,7 +16,7 @@ from torch import Tensor
 from common.audio.io import load_audio
 from common.errors import UserError
 from common.video.picture import Upright
-from common.video.reader import clock_may_restart, open_media, open_video, timed_frames
+from common.video.reader import Timed, clock_may_restart, has_pictures, open_media, open_video, timed_frames
 
 _LOOKED_AT = 300
 _JITTER = 0.3
@@ -57,20 +57,16 @@ def probe_video(path: Path) -> VideoInfo:
     Raises:
         UserError: one line for a file that is missing, empty, damaged, without pictures, or not decodable.
     """
-    damage: list[str] = []
-    with_first = timed_frames(path, damage)
-    first = next(with_first)
-    with_first.close()
-    picture = first.picture
+    first = _first(path)
+    picture, start = first.picture, _clock(first)
     with open_video(path) as (container, stream):
-        sound = next(iter(container.streams.audio), None)
-        start = _start(stream)
         fps, variable = _rate(container, stream)
-        seconds = _seconds(path, container, stream, fps)
+        seconds = _seconds(path, container, stream, start, fps)
+        sound = next(iter(container.streams.audio), None)
         heard, delay = 0.0, 0.0
         if sound is not None and sound.time_base is not None:
             heard = float((sound.duration or 0) * sound.time_base) or (container.duration or 0) / av.time_base
-            delay = float(sound.start_time * sound.time_base) - start if sound.start_time is not None else 0.0
+            delay = _sound_start(path) - start
         width, height = Upright(picture, stream.sample_aspect_ratio).size
         return VideoInfo(
             width,
@@ -136,23 +132,41 @@ def read_wave(path: Path, *, sample_rate: int = 16000, start: float = 0.0, secon
     return torch.cat([silence, heard, rest])
 
 
-def video_start(path: Path) -> float | None:
-    """Container time in seconds of the first picture, None for a file without a video track.
+def video_start(path: Path) -> float:
+    """The container's time in seconds at the first picture; at the first sound in a file without a video track.
 
     Raises:
-        UserError: the file cannot be opened.
+        UserError: the file cannot be opened, or its pictures cannot be decoded.
     """
     with open_media(path) as container:
-        if not container.streams.video:
-            return None
-    with open_video(path) as (_, stream):
-        return _start(stream)
+        pictures = has_pictures(container)
+    return _clock(_first(path)) if pictures else _sound_start(path)
 
 
-def _start(stream: VideoStream) -> float:
-    if stream.start_time is None or stream.time_base is None:
-        return 0.0
-    return float(stream.start_time * stream.time_base)
+def _first(path: Path) -> Timed:
+    frames = timed_frames(path, [])
+    first = next(frames)
+    frames.close()
+    return first
+
+
+def _clock(frame: Timed) -> float:
+    return frame.picture.time or 0.0
+
+
+def _sound_start(path: Path) -> float:
+    """The container's time at the first sample. The stream's own start is 0 for late tracks in Matroska; the first
+    packet may begin with samples that only prime the decoder."""
+    with open_media(path) as container:
+        stream = next(iter(container.streams.audio), None)
+        if stream is None or stream.time_base is None:
+            return 0.0
+        try:
+            packet = next(container.demux(stream), None)
+        except (av.FFmpegError, OSError):
+            packet = None
+        stamps = [stream.start_time, None if packet is None else packet.pts]
+        return float(max((stamp for stamp in stamps if stamp is not None), default=0) * stream.time_base)
 
 
 def _stamps(container: InputContainer, stream: VideoStream, most: int | None) -> list[int | None]:
@@ -184,7 +198,7 @@ def _rate(container: InputContainer, stream: VideoStream) -> tuple[Fraction, boo
     return (stated if stated and 0 < stated <= _HIGHEST_RATE else Fraction(25)), False
 
 
-def _seconds(path: Path, container: InputContainer, stream: VideoStream, fps: Fraction) -> float:
+def _seconds(path: Path, container: InputContainer, stream: VideoStream, start: float, fps: Fraction) -> float:
     """Length of the pictures. Matroska states the file's only, whose sound may go on when the pictures end, and MPEG
     streams estimate it, so that the packets behind the last key frame tell there."""
     if stream.duration and stream.time_base and not clock_may_restart(container):
@@ -202,5 +216,5 @@ def _seconds(path: Path, container: InputContainer, stream: VideoStream, fps: Fr
             stamps = _stamps(container, stream, None)
         last = max((stamp for stamp in stamps if stamp is not None), default=-math.inf)
         if last > -math.inf:
-            return float(Fraction(int(last)) * base) - _start(stream) + float(1 / fps)
+            return float(Fraction(int(last)) * base) - start + float(1 / fps)
     return len(stamps) / float(fps)

@@ -146,6 +146,8 @@ def _from_start(frames: Iterator[Timed], start: float) -> Iterator[Timed]:
 def timed_frames(path: Path, damage: list[str], start: float = 0.0) -> Generator[Timed]:
     """Decoded frames with growing times, from the last key frame before `start` or earlier; `damage` is appended to.
 
+    MPEG program and transport streams are decoded from their beginning: their times after a jump are guesses.
+
     Raises:
         UserError: as `open_video`; nothing can be decoded.
     """
@@ -157,7 +159,7 @@ def timed_frames(path: Path, damage: list[str], start: float = 0.0) -> Generator
             reason = damage[0] if damage else "its video track is empty"
             raise UserError(f"no picture can be decoded from {path}: {reason}")
         opening = clock.stamp(first)
-        if start <= opening.end or first.pts is None:
+        if start <= opening.end or first.pts is None or clock_may_restart(container):
             yield opening
             yield from map(clock.stamp, frames)
             return
@@ -246,6 +248,15 @@ def clock_may_restart(container: InputContainer) -> bool:
     return bool(container.format.flags & cast(int, Flags.ts_discont.value))
 
 
+def has_pictures(container: InputContainer) -> bool:
+    """Whether there is a video track, cover pictures aside."""
+    return next(_tracks(container), None) is not None
+
+
+def _tracks(container: InputContainer) -> Iterator[VideoStream]:
+    return (track for track in container.streams.video if not track.disposition & Disposition.attached_pic)
+
+
 @contextmanager
 def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The container and its first video track, cover pictures aside.
@@ -254,8 +265,7 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         UserError: no such file, a folder, empty, not media, without a video track, or of an unknown codec.
     """
     with open_media(path) as container:
-        tracks = (track for track in container.streams.video if not track.disposition & Disposition.attached_pic)
-        stream = next(tracks, None)
+        stream = next(_tracks(container), None)
         if stream is None:
             raise UserError(f"{path} has no video track")
         if stream.codec_context is None:

@@ -107,7 +107,9 @@ class VideoWriter:
         with ExitStack() as stack:
             self._temporary = stack.enter_context(atomic_path(self._path))
             self._link = stack.enter_context(encodable_path(self._temporary))
-            options = {"movflags": "+".join([*MP4_OPTIONS.values(), "faststart"])}
+            self._temporary.touch()  # FFmpeg would find out about a read-only folder only after many pictures
+            # The default clock of the file, a millisecond, would round the tracks' lengths.
+            options = {"movflags": "+".join([*MP4_OPTIONS.values(), "faststart"]), "movie_timescale": "90000"}
             opened = av.open(f"file:{self._link}", "w", format="mp4", options=options)
             self._container: OutputContainer = stack.enter_context(opened)
             if self._provenance is not None:
@@ -122,8 +124,7 @@ class VideoWriter:
         if isinstance(self._audio, Tensor):
             return from_wave(self._container, self._audio, self._sample_rate)
         source = stack.enter_context(open_media(self._audio))
-        start = video_start(self._audio)
-        return from_file(self._container, source, self._audio, start or 0.0)
+        return from_file(self._container, source, self._audio, video_start(self._audio))
 
     def write(self, image: np.ndarray, time: float | None = None) -> None:
         """Add a picture.
