@@ -191,8 +191,8 @@ class EvaluationConfig:
     """features of FID and KID: `dlib` (packaged), `inception2015` (weights file), `auto` (the latter if present)"""
     embedder: str = "dlib"
     """identity embedding of retrieval, cosine and matching"""
-    distance: str = "pixel_l2"
-    """distance of path length: `pixel_l2`, `lpips_vgg` or `lpips_alex` (weights file)"""
+    distance: Literal["pixel_l2", "lpips_vgg", "lpips_alex"] = "pixel_l2"
+    """distance of path length; LPIPS needs a weights file"""
     portraits: int = 4
     """portraits a recording for FID and KID, with other latent noise each"""
     path_length_samples: int = 64
@@ -201,6 +201,8 @@ class EvaluationConfig:
     """resamples of each interval"""
     validation_voices: int = 64
     """recordings measured in a validation during training; 0: all"""
+    validation_pairs: int = 16
+    """pairs of recordings between which a validation measures path length; 0: none"""
 
 
 @dataclass

@@ -9,15 +9,15 @@ from torch import Tensor
 
 from common.data.corpus import Corpus
 from common.data.sampling import ValidationBatchSampler, make_loader
-from common.errors import UserError
 from common.faces import load_embedder
 from common.metrics.fid import extract, image_quality, load_extractor, to_uint8
 from common.metrics.identity import collapse_alarm, identity_similarity, matching_accuracy
-from common.metrics.path_length import ImageDistance, PixelDistance, different_pairs, lpips_distance, path_length
+from common.metrics.path_length import different_pairs
 from common.metrics.retrieval import retrieval
 from voice2face.config import Config, EvaluationConfig
 from voice2face.data import WholeRecordings
 from voice2face.infer import VoiceToFace
+from voice2face.paths import voice_path_length
 
 
 @dataclass(frozen=True)
@@ -109,23 +109,10 @@ def _path_length(
     model: VoiceToFace, embedding: Tensor, names: np.ndarray, settings: EvaluationConfig
 ) -> dict[str, Any]:
     """Between the latents of two people's voices; StyleGAN2's `wend` with the crop, and `2_wend` without."""
-    distance = _distance(settings.distance)
     pairs = different_pairs(list(names), settings.path_length_samples)
-    ws = model.styles(embedding)
+    starts, ends = model.styles(embedding)[pairs].unbind(dim=1)
     results: dict[str, Any] = {}
     for crop in (True, False):
-        results |= path_length(
-            model.synthesise, ws[pairs[:, 0]], ws[pairs[:, 1]], distance, crop=crop, batch_size=settings.batch_size
-        ).to_dict()
+        results |= voice_path_length(model.synthesise, starts, ends, settings, crop=crop).to_dict()
     results.pop("crop")
     return results
-
-
-def _distance(name: str) -> ImageDistance:
-    if name == "pixel_l2":
-        return PixelDistance()
-    if name == "lpips_vgg":
-        return lpips_distance("vgg")
-    if name == "lpips_alex":
-        return lpips_distance("alex")
-    raise UserError(f"evaluation.distance: unknown distance {name!r}; one of pixel_l2, lpips_vgg, lpips_alex")

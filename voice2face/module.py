@@ -10,13 +10,7 @@ from torch.nn import functional as F
 from common.callbacks import ema_update
 from common.data.sampling import Draw
 from common.faces import load_embedder
-from common.losses import (
-    cosine_distance,
-    discriminator_logistic,
-    generator_logistic,
-    path_length_penalty,
-    r1_penalty,
-)
+from common.losses import cosine_distance, path_length_penalty, r1_penalty
 from common.metrics.fid import FrechetDistance, embedder_extractor, load_extractor
 from common.metrics.identity import IdentityMetric
 from common.rng import StepRandom
@@ -24,9 +18,11 @@ from common.training import TrainModule, reduce_mean
 from voice2face.build import build_discriminator, build_face_tower, build_generator, build_voice, take
 from voice2face.config import Config
 from voice2face.data import WholeRecordings, crop_batch, load_face
+from voice2face.games import GAMES
 from voice2face.networks.mapping import draw_mixing_cutoff, mix_styles
 from voice2face.networks.stylegan2_discriminator import IdentityClassifier
 from voice2face.networks.voice import voice_latent
+from voice2face.paths import validation_path_length
 from voice2face.weights_io import StyleGAN2Weights
 
 KIND = "voice2face"
@@ -43,6 +39,7 @@ class VoicePortrait(TrainModule):
     """
 
     cfg: Config
+    game = GAMES["logistic"]
     path_length_mean: Tensor
 
     def __init__(
@@ -119,11 +116,14 @@ class VoicePortrait(TrainModule):
         return self.generator.synthesis(ws, noise=noise, force_fp32=force_fp32)
 
     def discriminator_losses(self, real: Tensor, fake: Tensor, identity: Tensor) -> dict[str, Tensor]:
-        """Eq. 14 and the classifier on real faces."""
+        """Eq. 14 (`d_adversarial`, the sum of `d_real` and `d_fake`) and the classifier on real faces."""
         features = self.discriminator.features(real)
-        d_real, d_fake = self.discriminator.logits(features), self.discriminator(fake)
+        d_real = self.game.real(self.discriminator.logits(features))
+        d_fake = self.game.fake(self.discriminator(fake))
         return {
-            "d_adversarial": discriminator_logistic(d_real, d_fake),
+            "d_adversarial": d_fake + d_real,
+            "d_real": d_real,
+            "d_fake": d_fake,
             "d_identity": F.cross_entropy(self.classifier(features), identity),
         }
 
@@ -131,7 +131,7 @@ class VoicePortrait(TrainModule):
         """Eq. 12, the classifier on portraits, and the two optional terms."""
         features = self.discriminator.features(fake)
         return {
-            "g_adversarial": generator_logistic(self.discriminator.logits(features)),
+            "g_adversarial": self.game.drawn(self.discriminator.logits(features)),
             "g_identity": F.cross_entropy(self.classifier(features), batch["identity"]),
             "g_match": cosine_distance(self.face_tower(fake), embedding),
             "g_pixel": F.l1_loss(fake, batch["face"]),
@@ -222,7 +222,11 @@ class VoicePortrait(TrainModule):
         self.identity.update(self.embedder(images), identities, kind)
 
     def on_validation_epoch_end(self) -> None:
-        found = {"fid": self.fid.compute()} | self.identity.compute()
+        # Every rank measures the same pairs: they are few, and nothing has to be gathered.
+        length = validation_path_length(
+            self.voice, self.generator_ema, self.recordings, self.cfg.evaluation, self.device
+        )
+        found = {"fid": self.fid.compute(), "path_length": length} | self.identity.compute()
         self.log_dict({f"val/{name}": value.float() for name, value in found.items()})
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:

@@ -1,6 +1,5 @@
 """Training of networks that grow: the StyleGAN baseline, and paper 1's three-stage generator."""
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -9,29 +8,17 @@ from torch.nn import functional as F
 
 from common.callbacks import ema_update
 from common.errors import UserError
-from common.losses import (
-    AMSoftmax,
-    cosine_distance,
-    discriminator_hinge,
-    discriminator_logistic,
-    generator_hinge,
-    generator_logistic,
-    info_nce,
-    r1_penalty,
-)
+from common.losses import AMSoftmax, cosine_distance, info_nce, r1_penalty
 from voice2face.build import EMBEDDING_DIM
 from voice2face.config import Config
 from voice2face.data import crop_batch
+from voice2face.games import GAMES
 from voice2face.module import VoicePortrait
 from voice2face.networks.growth import Growing, Growth, enlarge, growth_at, pyramid
 from voice2face.networks.stylegan2 import IdentityClassifier
 from voice2face.weights_io import StyleGAN2Weights
 
 Terms = dict[str, Tensor]
-GAMES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
-    "logistic": (discriminator_logistic, generator_logistic),
-    "hinge": (discriminator_hinge, generator_hinge),
-}
 
 
 class GrowingPortrait(VoicePortrait):
@@ -108,24 +95,31 @@ class ProgressivePortrait(GrowingPortrait):
         if cfg.weights.path_length > 0:
             raise UserError("weights.path_length belongs to StyleGAN2; set it to 0 for the progressive generator")
         self.classifier = StageHeads([judge.num_features for judge in self.discriminator], people)
-        self.judged, self.played = GAMES[cfg.progressive.adversarial]
+        self.game = GAMES[cfg.progressive.adversarial]
 
     def tower(self, images: Tensor) -> Tensor:
         """Face-tower embeddings (B,512) of images (B,3,s,s) enlarged to the size that the tower learned on."""
         return self.face_tower(enlarge(images, self.cfg.data.image_size))
 
     def judge_losses(self, reals: list[Tensor], fakes: list[Tensor], identity: Tensor) -> Terms:
-        """The discriminators' terms, unweighted; `d_adversarial_S` is the part of the stage of S px."""
+        """The discriminators' terms, unweighted; `d_adversarial_S` is the part of the stage of S px.
+
+        `d_adversarial`, the sum over the stages, is that of `d_real` and `d_fake`.
+        """
         terms: Terms = {}
-        guessed = []
+        on_real, on_fake, guessed = [], [], []
         for judge, head, real, fake in zip(self.discriminator, self.classifier.stages, reals, fakes, strict=False):
             features = judge.features(real)
-            terms[f"d_adversarial_{real.shape[-1]}"] = self.judged(judge.logits(features), judge(fake))
+            on_real.append(self.game.real(judge.logits(features)))
+            on_fake.append(self.game.fake(judge(fake)))
+            terms[f"d_adversarial_{real.shape[-1]}"] = on_fake[-1] + on_real[-1]
             guessed.append(F.cross_entropy(head(features), identity))
         with torch.no_grad():
             seen = self.tower(reals[-1])
         return terms | {
             "d_adversarial": torch.stack(list(terms.values())).sum(),
+            "d_real": torch.stack(on_real).sum(),
+            "d_fake": torch.stack(on_fake).sum(),
             "d_identity": torch.stack(guessed).sum(),
             "d_margin": self.classifier.prototypes(seen, identity),
         }
@@ -136,7 +130,7 @@ class ProgressivePortrait(GrowingPortrait):
         guessed, apart = [], []
         for judge, head, real, fake in zip(self.discriminator, self.classifier.stages, reals, fakes, strict=False):
             features = judge.features(fake)
-            terms[f"g_adversarial_{fake.shape[-1]}"] = self.played(judge.logits(features))
+            terms[f"g_adversarial_{fake.shape[-1]}"] = self.game.drawn(judge.logits(features))
             guessed.append(F.cross_entropy(head(features), identity))
             apart.append(F.l1_loss(fake, real))
         seen = self.tower(fakes[-1])

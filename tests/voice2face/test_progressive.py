@@ -281,7 +281,16 @@ def test_training_grows_resumes_and_draws(schedule: str, identity_corpus: Corpus
     state = load_checkpoint(folder / "previous.ckpt", KIND)["state_dict"]
     assert state["generator_ema.synthesis._extra_state"].tolist() == ([2, 1] if schedule == "progressive" else [3, 1])
     header = (folder / "metrics.csv").read_text().split("\n")[0].split(",")
-    for name in ("g_loss", "d_loss", "loss_r1", "loss_g_contrast", "loss_g_margin", "loss_d_adversarial_8"):
+    for name in (
+        "g_loss",
+        "d_loss",
+        "loss_r1",
+        "loss_g_contrast",
+        "loss_g_margin",
+        "loss_d_adversarial_8",
+        "loss_d_real",
+        "loss_d_fake",
+    ):
         assert f"train/{name}" in header
     train(config("paper1_ema_adain", identity_corpus, tmp_path / "split", *words), overwrite=True)
     # The run is cut after two of its three steps by going back to the checkpoint before the last.

@@ -57,6 +57,9 @@ def test_a_run_in_two_sittings_equals_one_in_one_sitting(train: Train) -> None:
     train("split", "trainer.steps=2")
     split = train("split", "trainer.steps=3", "--resume") / "split"
     assert losses(whole) == losses(split)
+    parts = [[float(row[f"train/loss_d_{part}"]) for part in ("real", "fake", "adversarial")] for row in losses(whole)]
+    assert all(real + fake == pytest.approx(both, rel=1e-5) for real, fake, both in parts[:3])
+    assert float(losses(whole)[1]["val/path_length"]) > 0
     ours, theirs = (load_checkpoint(folder / LAST, module.KIND) for folder in (split, whole))
     assert all(torch.equal(ours["state_dict"][name], value) for name, value in theirs["state_dict"].items())
 
