@@ -1,4 +1,10 @@
-"""Short sentences for the embedded corpora, written for them: every initial, final and tone; every English phone."""
+"""Short sentences for the embedded corpora, written for them: every initial, final and tone; every English phone.
+
+`sample_sentence` puts further ones together from parts, some ten thousand a language, so that a corpus of many hours
+does not repeat itself.
+"""
+
+import numpy as np
 
 MANDARIN: tuple[str, ...] = (
     "今天的天气非常好。",
@@ -91,3 +97,44 @@ ENGLISH: tuple[str, ...] = (
     "The doctor will see you in an hour.",
     "Good cheese needs time and patience.",
 )
+
+_SLOTS: dict[str, tuple[str, ...]] = {
+    "zh": (
+        "今天 明天早上 昨天 上个月 春节前 每到周末 下午三点 刚才 十年前 夜里",
+        "妈妈 我和朋友 那位老师 一群游客 他哥哥 小学生们 邻居 导游 两个女孩 出租车司机 我们班 你爸爸",
+        "在桂林 在火车上 到象鼻山 去漓江边 在博物馆 在古镇里 坐飞机 到超市 在湖边 去学校 从南方 在这儿",
+        "拍了照片 买菜 喝咖啡 唱山歌 看日出 吃米粉 跑步 等朋友 学做豆腐 比赛游泳 画风景 骑马 说普通话 放鞭炮",
+    ),
+    "en": (
+        "today, last week, every morning, after lunch, on Monday, before noon, once again, in July",
+        "my mother, the pilot, a few boys, five farmers, our teacher, the old judge, his boss, two vets",
+        "bought, lost, found, fixed, moved, wrapped, gave away, photographed, showed us, forgot",
+        "the blue vase, a cheap pair of boots, some fresh fish, four heavy boxes, the purple umbrella, a big map, "
+        "both phones, the whole pie, your jacket, this yellow bus, the violin",
+    ),
+}
+"""The parts of a sentence in their order: when, who, where or did, what."""
+_BETWEEN = {"zh": "", "en": " "}
+_END = {"zh": "。", "en": "."}
+_DROPPED = {"zh": (0.5, 0.0, 0.35, 0.0), "en": (0.6, 0.0, 0.0, 0.0)}
+"""How often a part is left out, since people say short things too."""
+_WRITTEN = {"zh": MANDARIN, "en": ENGLISH}
+
+
+def sample_sentence(language: str, rng: np.random.Generator) -> str:
+    """A sentence in "zh" or "en": one of those above, or (more often) one of parts; at most 20 Chinese characters."""
+    if rng.random() < 0.3:
+        return str(rng.choice(_WRITTEN[language]))
+    kept = [slot for slot, share in zip(_slots(language), _DROPPED[language], strict=True) if rng.random() >= share]
+    return _BETWEEN[language].join(str(rng.choice(slot)) for slot in kept) + _END[language]
+
+
+def _slots(language: str) -> list[list[str]]:
+    return [slot.split(", " if language == "en" else " ") for slot in _SLOTS[language]]
+
+
+def all_parts(language: str) -> list[str]:
+    """The written sentences of "zh" or "en" and as many of parts as show each part once."""
+    slots = _slots(language)
+    rows = [[slot[i % len(slot)] for slot in slots] for i in range(max(map(len, slots)))]
+    return [*_WRITTEN[language], *(_BETWEEN[language].join(row) + _END[language] for row in rows)]
