@@ -22,20 +22,19 @@ from common.cli import (
     pick_device,
     run_cli,
 )
-from common.config import config_hash, from_dict, load
+from common.config import from_dict, load
 from common.data.corpus import SAMPLE_RATE
 from common.data.prepare import SplitBy
 from common.data.prepare import prepare as prepare_corpus
 from common.errors import UserError
-from common.files import sha256, write_json
 from common.metrics.fid import to_uint8
-from common.provenance import Provenance, write_png
+from common.provenance import write_png
 from voice2face.build import build_discriminator, build_generator, take
 from voice2face.config import Config
 from voice2face.data import WholeRecordings, open_corpus
-from voice2face.evaluation import evaluate as evaluate_model
 from voice2face.infer import KIND, VoiceToFace
-from voice2face.sheet import sample_sheet
+from voice2face.report import METRICS, SHEET, label, summary, write_report
+from voice2face.sheet import PORTRAITS
 from voice2face.table import find_budget, make_table, parse_seeds
 from voice2face.train import train as train_run
 from voice2face.weights_io import save_rosinality, save_safetensors
@@ -79,19 +78,14 @@ def train(
 def evaluate(
     checkpoint: Checkpoint,
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="folder of metrics.json and sheet.png; the run folder")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of what is written; the run folder")] = None,
     device: Device = "auto",
 ) -> None:
-    """Write metrics.json and a sample sheet beside the checkpoint."""
-    model = VoiceToFace.load(checkpoint, pick_device(device))
+    """Write metrics.json, a sample sheet and a row of portraits beside the checkpoint."""
     cfg = from_dict(Config, load_checkpoint(checkpoint, KIND)["cfg"], overrides=overrides or [])
-    result = evaluate_model(model, open_corpus(cfg.data), cfg)
     folder = out or checkpoint.parent
-    metrics = result.metrics | {"checkpoint_sha256": sha256(checkpoint), "config": config_hash(cfg)}
-    write_json(folder / "metrics.json", metrics)
-    write_png(folder / "sheet.png", sample_sheet(result), _provenance(cfg, checkpoint))
-    print(_summary(result.metrics))
-    print(f"written: {folder / 'metrics.json'}, {folder / 'sheet.png'}")
+    print(summary(write_report(checkpoint, cfg, folder, pick_device(device))))
+    print(f"written: {folder / METRICS}, {folder / SHEET}, {folder / PORTRAITS}")
 
 
 @app.command()
@@ -116,7 +110,7 @@ def generate(
     embedding = model.embed([_read_voice(path, model.cfg.data.max_seconds) for path in paths])
     portraits = model.generate(embedding, samples=samples, seed=seed, truncation=truncation, refine_steps=refine_steps)
     picture = torch.cat(list(to_uint8(portraits.cpu())), dim=2).permute(1, 2, 0).numpy()
-    write_png(out, picture, _provenance(model.cfg, checkpoint))
+    write_png(out, picture, label(model.cfg, checkpoint))
     drawn = time.perf_counter() - loaded
     voices = ", ".join(map(str, paths))
     print(f"{out}: {samples} portrait(s) of {voices} in {drawn:.2f} s (model read in {loaded - begin:.2f} s)")
@@ -167,26 +161,6 @@ def _held_out_voice(cfg: Config) -> Path:
     corpus = open_corpus(cfg.data)
     recordings = WholeRecordings(corpus, cfg.evaluation.split, cfg.data)
     return corpus.file(recordings.rows[0][0])
-
-
-def _provenance(cfg: Config, checkpoint: Path) -> Provenance:
-    return Provenance.create(cfg.provenance, config_hash=config_hash(cfg), checkpoint_sha256=sha256(checkpoint))
-
-
-def _summary(metrics: dict[str, Any]) -> str:
-    """The figures that people look for first."""
-    quality, identity = metrics["quality"], metrics["identity"]
-    recall, similar, extractor = identity["retrieval"]["r@1"], identity["similarity"], quality["extractor"]
-    size, counts = identity["retrieval"]["gallery_size"], f"N {quality['n_fake']} against {quality['n_real']}"
-    return "\n".join(
-        [
-            f"R@1 {recall['value']:.3f} [{recall['low']:.3f}, {recall['high']:.3f}], chance {recall['chance']:.3f} "
-            f"({metrics['recordings']} recordings, gallery of {size}, {identity['retrieval']['embedder']})",
-            f"cosine {similar['cosine']['value']:.3f}, to others {similar['ih_sim']['value']:.3f}",
-            f"FID {quality[f'fid[{extractor}]']:.4g} ({extractor}, {counts})",
-            identity["collapse"]["text"],
-        ]
-    )
 
 
 if __name__ == "__main__":

@@ -124,6 +124,10 @@ class LossWeights:
     """1 - cosine between the face tower's embedding of the portrait and the voice embedding"""
     pixel: float = 0.0
     """L1 to the paired face; outside the paper, for short runs"""
+    perceptual: float = 0.0
+    """1 - cosine between the embeddings of portrait and paired face by `perceptual_by`, as SF2F; 0: not computed"""
+    perceptual_by: str = "dlib"
+    """`dlib` or `facenet_vggface2`; an evaluation then needs another judge"""
     r1: float = 10.0
     """gamma of eq. 15 (gamma/2 is the factor)"""
     path_length: float = 2.0
@@ -189,8 +193,18 @@ class EvaluationConfig:
     """`test` or `val`"""
     extractor: str = "dlib"
     """features of FID and KID: `dlib` (packaged), `inception2015` (weights file), `auto` (the latter if present)"""
+    fid_groups: int = 24
+    """groups of people that FID's interval leaves out in turn; 0: no interval (2048 features take minutes a group)"""
     embedder: str = "dlib"
-    """identity embedding of retrieval, cosine and matching"""
+    """identity embedding of retrieval, cosine and matching: `dlib` (packaged) or `facenet_vggface2` (weights file)"""
+    second_embedder: str = ""
+    """a second judge of the same, reported beside the first; empty: none"""
+    allow_leakage: bool = False
+    """let a network judge that was part of the training loss; the report then says so"""
+    gallery_sizes: list[int] = field(default_factory=list)
+    """retrieval also in galleries of so many people, as many disjoint ones as there are people for"""
+    group: str = "gender"
+    """column of the manifest for matching within groups; corpora without it are matched over all only"""
     distance: Literal["pixel_l2", "lpips_vgg", "lpips_alex"] = "pixel_l2"
     """distance of path length; LPIPS needs a weights file"""
     portraits: int = 4
@@ -203,6 +217,12 @@ class EvaluationConfig:
     """recordings measured in a validation during training; 0: all"""
     validation_pairs: int = 16
     """pairs of recordings between which a validation measures path length; 0: none"""
+
+    def __post_init__(self) -> None:
+        if any(size < 2 for size in self.gallery_sizes):
+            raise ValueError(f"evaluation.gallery_sizes: galleries hold at least 2 people, got {self.gallery_sizes}")
+        if self.fid_groups == 1 or self.fid_groups < 0:
+            raise ValueError(f"evaluation.fid_groups: wants 0, or at least 2 groups, got {self.fid_groups}")
 
 
 @dataclass

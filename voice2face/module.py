@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from common.callbacks import ema_update
 from common.data.sampling import Draw
-from common.faces import load_embedder
+from common.faces import IdentityEmbedder, load_embedder
 from common.losses import cosine_distance, path_length_penalty, r1_penalty
 from common.metrics.fid import FrechetDistance, embedder_extractor, load_extractor
 from common.metrics.identity import IdentityMetric
@@ -40,6 +40,8 @@ class VoicePortrait(TrainModule):
 
     cfg: Config
     game = GAMES["logistic"]
+    perceiver: IdentityEmbedder | None = None
+    """the network of `weights.perceptual`; no submodule, so that no checkpoint holds it"""
     path_length_mean: Tensor
 
     def __init__(
@@ -128,14 +130,23 @@ class VoicePortrait(TrainModule):
         }
 
     def generator_losses(self, fake: Tensor, batch: dict[str, Tensor], embedding: Tensor) -> dict[str, Tensor]:
-        """Eq. 12, the classifier on portraits, and the two optional terms."""
+        """Eq. 12, the classifier on portraits, and the optional terms."""
         features = self.discriminator.features(fake)
         return {
             "g_adversarial": self.game.drawn(self.discriminator.logits(features)),
             "g_identity": F.cross_entropy(self.classifier(features), batch["identity"]),
             "g_match": cosine_distance(self.face_tower(fake), embedding),
             "g_pixel": F.l1_loss(fake, batch["face"]),
-        }
+        } | self.perceptual_loss(fake, batch["face"])
+
+    def perceptual_loss(self, portraits: Tensor, faces: Tensor) -> dict[str, Tensor]:
+        """How far the identity network holds portraits (B,3,S,S) from the paired faces; nothing where it is unused."""
+        if self.perceiver is None:
+            return {}
+        with torch.autocast(portraits.device.type, enabled=False):
+            with torch.no_grad():
+                target = self.perceiver.embed_tensor(faces)
+            return {"g_perceptual": cosine_distance(self.perceiver.embed_tensor(portraits.float()), target)}
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> dict[str, Tensor]:
         cfg, weights = self.cfg, self.cfg.weights
@@ -153,6 +164,11 @@ class VoicePortrait(TrainModule):
         logged = {"d_loss": d_loss, "g_loss": g_loss} | self.regularise(batch["face"], embedding.detach())
         ema_update(self.generator_ema, self.generator, self.ema_beta(len(embedding)))
         return logged | {f"loss_{name}": value for name, value in (d_terms | g_terms).items()}
+
+    def on_fit_start(self) -> None:
+        """The device is known."""
+        if self.cfg.weights.perceptual > 0:
+            self.perceiver = load_embedder(self.cfg.weights.perceptual_by, device=str(self.device))
 
     def ema_beta(self, batch: int) -> float:
         """Decay whose half-life is `ema_kimg` thousand images, whatever the batch; shorter at the start."""

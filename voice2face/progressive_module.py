@@ -134,14 +134,18 @@ class ProgressivePortrait(GrowingPortrait):
             guessed.append(F.cross_entropy(head(features), identity))
             apart.append(F.l1_loss(fake, real))
         seen = self.tower(fakes[-1])
-        return terms | {
-            "g_adversarial": torch.stack(list(terms.values())).sum(),
-            "g_identity": torch.stack(guessed).sum(),
-            "g_pixel": torch.stack(apart).sum(),
-            "g_match": cosine_distance(seen, embedding),
-            "g_margin": self.classifier.prototypes(seen, identity),
-            "g_contrast": info_nce(seen, embedding, temperature=self.cfg.encoder.temperature, identities=identity),
-        }
+        return (
+            terms
+            | {
+                "g_adversarial": torch.stack(list(terms.values())).sum(),
+                "g_identity": torch.stack(guessed).sum(),
+                "g_pixel": torch.stack(apart).sum(),
+                "g_match": cosine_distance(seen, embedding),
+                "g_margin": self.classifier.prototypes(seen, identity),
+                "g_contrast": info_nce(seen, embedding, temperature=self.cfg.encoder.temperature, identities=identity),
+            }
+            | self.perceptual_loss(fakes[-1], reals[-1])
+        )
 
     def weighted(self, terms: Terms) -> Tensor:
         """The sum that is optimised."""
@@ -151,6 +155,7 @@ class ProgressivePortrait(GrowingPortrait):
             "identity": weights.identity,
             "pixel": weights.pixel,
             "match": weights.match,
+            "perceptual": weights.perceptual,
             "margin": extra.margin,
             "contrast": extra.contrast,
         }

@@ -1,4 +1,4 @@
-"""The sample sheet: for each voice its spectrogram, the portrait, and the real face."""
+"""Pictures of an evaluation: for each voice its spectrogram, the portrait, and the real face."""
 
 import numpy as np
 import torch
@@ -10,6 +10,11 @@ from common.audio.features import LogMel
 from common.data.corpus import SAMPLE_RATE
 from common.metrics.fid import to_uint8
 from voice2face.evaluation import Evaluation
+
+PORTRAITS = "portraits.png"
+"""In a run folder: a row of real faces over the row of portraits drawn from those people's voices."""
+PEOPLE = 8
+"""Columns of that picture."""
 
 
 def sample_sheet(result: Evaluation, *, rows: int = 12, columns: int = 2) -> np.ndarray:
@@ -41,6 +46,17 @@ def sample_sheet(result: Evaluation, *, rows: int = 12, columns: int = 2) -> np.
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+
+
+def face_rows(result: Evaluation, count: int = PEOPLE) -> np.ndarray:
+    """Real faces over the portraits of their voices, uint8 (2S, count * S, 3), of people spread over the split."""
+    first = {person: index for index, person in reversed(list(enumerate(result.identities.tolist())))}
+    people = sorted(first)
+    chosen = [people[i] for i in np.unique(np.linspace(0, len(people) - 1, count).round().astype(int))]
+    real = [result.real[int(torch.nonzero(result.real_identities == person)[0])] for person in chosen]
+    drawn = [result.portraits[first[person]] for person in chosen]
+    strips = [torch.cat(list(to_uint8(torch.stack(images))), dim=2) for images in (real, drawn)]
+    return torch.cat(strips, dim=1).permute(1, 2, 0).numpy()
 
 
 def _one_recording_each(result: Evaluation, count: int) -> list[int]:

@@ -5,21 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from common.compare import lines_of
 from common.config import config_hash
-from common.metrics.fid import to_uint8
 from common.plots import curve_figure, picture_figure, save_png
 from common.provenance import Provenance, ProvenanceConfig, write_png
 from common.runfolder import RunRecord, read_run
-from voice2face.evaluation import Evaluation
+from voice2face.sheet import PEOPLE, PORTRAITS
 from voice2face.table_rows import TABLE2, TABLE3, Row
-
-PORTRAITS = "portraits.png"
-"""In a run folder: a row of real faces over the row of portraits drawn from those people's voices."""
-PEOPLE = 8
 
 
 @dataclass(frozen=True)
@@ -60,17 +54,6 @@ def write_figures(folder: Path, runs: Mapping[str, Path], rows: Sequence[Row]) -
         save_png(path, curve_figure(f"{figure.title} ({figure.key})", lines))
         said.append(f"figure {figure.number} ({figure.title}): [{path.name}]({folder.name}/{path.name})")
     return said + _portraits(folder, _records(None, runs, rows))
-
-
-def face_rows(result: Evaluation, count: int = PEOPLE) -> np.ndarray:
-    """Real faces over the portraits of their voices, uint8 (2S, count * S, 3), of people spread over the split."""
-    first = {person: index for index, person in reversed(list(enumerate(result.identities.tolist())))}
-    people = sorted(first)
-    chosen = [people[i] for i in np.unique(np.linspace(0, len(people) - 1, count).round().astype(int))]
-    real = [result.real[int(torch.nonzero(result.real_identities == person)[0])] for person in chosen]
-    drawn = [result.portraits[first[person]] for person in chosen]
-    strips = [torch.cat(list(to_uint8(torch.stack(images))), dim=2) for images in (real, drawn)]
-    return torch.cat(strips, dim=1).permute(1, 2, 0).numpy()
 
 
 def _portraits(folder: Path, records: Sequence[RunRecord]) -> list[str]:

@@ -10,6 +10,7 @@ from voice2face import encoder_module
 from voice2face.build import adopt_weights
 from voice2face.config import Config
 from voice2face.data import VoiceFaceData, open_corpus
+from voice2face.evaluation import load_judges
 from voice2face.module import VoicePortrait
 from voice2face.progressive_module import GrowingPortrait, ProgressivePortrait
 
@@ -23,9 +24,13 @@ ENCODER_SUFFIX = "-encoder"
 def train(cfg: Config, *, resume: bool = False, overwrite: bool = False) -> Path:
     """Train both stages and return the run folder. Stage A is skipped where `encoder.checkpoint` names a finished one.
 
-    Raises `UserError` as `common.run.fit` does, and where the encoder's checkpoint is of another kind or shape.
+    Raises `UserError` as `common.run.fit` does, where the encoder's checkpoint is of another kind or shape, and where
+    a judge of the validation or evaluation cannot be had.
     """
     weights = adopt_weights(cfg)
+    # A judge without weights fails here and not after days; one from the training loss still draws the curves.
+    for text in load_judges(replace(cfg, evaluation=replace(cfg.evaluation, allow_leakage=True))).warnings:
+        print(f"warning: in validation, {text}")
     corpus = open_corpus(cfg.data)
     print(corpus.summary(), flush=True)
     encoder = Path(cfg.encoder.checkpoint) if cfg.encoder.checkpoint else _train_encoder(cfg, corpus, resume, overwrite)

@@ -23,6 +23,6 @@ def refuse_leakage(judge: str, trained_with: Collection[str], *, allow: bool = F
     if not allow:
         raise UserError(
             f"{judge} is part of the training loss ({', '.join(sorted(trained_with))}), so its figures flatter this "
-            "model; judge with another network, or allow it and read the figures as a training loss"
+            "model; judge with another network, or set evaluation.allow_leakage=true and read them as a training loss"
         )
     return f"{judge} was part of the training loss: its figures flatter this model"
