@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.utils import make_grid
 
 from common.config import ExperimentConfig, config_hash
-from common.errors import UserError
+from common.errors import DivergenceError
 from common.provenance import Provenance, write_png
 from common.training import TrainModule, reduce_mean
 
@@ -87,7 +87,7 @@ class StepLogger(Callback):
         self._window = [(step, dict(values)) for step, values in state_dict["window"]]
 
     def drain(self) -> None:
-        """Fetch the pending values, averaged over ranks, and raise UserError at the first that is not finite."""
+        """Fetch the pending values, averaged over ranks, and raise DivergenceError at the first that is not finite."""
         if not self._pending:
             return
         values = torch.stack([value.float() for _, losses in self._pending for value in losses.values()])
@@ -97,7 +97,7 @@ class StepLogger(Callback):
         for step, losses in fetched:
             for name, number in losses.items():
                 if not math.isfinite(number):
-                    raise UserError(
+                    raise DivergenceError(
                         f"step {step}: {name} is {number}; training stopped and the last checkpoint is from before; "
                         "lower the learning rate, or train in 32-true precision"
                     )

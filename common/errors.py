@@ -1,4 +1,4 @@
-"""The one exception that commands turn into a single line and exit code 2."""
+"""The exceptions that commands turn into a single line and exit code 2."""
 
 
 class UserError(Exception):
@@ -9,3 +9,7 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+class DivergenceError(UserError):
+    """Training ended because a loss is not finite; the last checkpoint is from before."""

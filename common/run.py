@@ -29,12 +29,13 @@ from common.checkpoints import (
 from common.config import ExperimentConfig, TrainerConfig, to_dict, to_yaml
 from common.errors import UserError
 from common.files import write_text
+from common.hardware import describe_hardware
 from common.loggers import CsvLogger, make_loggers
 from common.training import StepClock, TrainData, TrainModule
 
 __all__ = ["fit", "git_version", "load_checkpoint"]
 
-_OURS = ("config.yaml", "git.txt", "metrics.csv", "samples", "wandb", "wandb_train.txt", LAST, PREVIOUS)
+_OURS = ("config.yaml", "git.txt", "hardware.txt", "metrics.csv", "samples", "wandb", "wandb_train.txt", LAST, PREVIOUS)
 _RESERVED = {
     "accelerator", "callbacks", "default_root_dir", "devices", "enable_checkpointing", "enable_progress_bar", "logger",
     "max_epochs", "max_steps", "max_time", "min_epochs", "min_steps", "num_nodes", "plugins", "precision", "strategy",
@@ -53,14 +54,14 @@ def fit(
 ) -> Path:
     """Train for `cfg.trainer.steps` steps and return the run folder, `out/package/name`.
 
-    The folder holds `config.yaml` (resolved) and `git.txt` from before the first step, `metrics.csv`, `last.ckpt`,
-    `previous.ckpt`, `samples/` and the files of W&B. A folder that already holds a run is refused, unless `resume`
-    (go on from the newest whole checkpoint; from the first step where there is none yet) or `overwrite` (remove what
-    the earlier run wrote, nothing else). Sample grids need a module with `sample_images`.
+    The folder holds `config.yaml` (resolved), `git.txt` and `hardware.txt` from before the first step, `metrics.csv`,
+    `last.ckpt`, `previous.ckpt`, `samples/` and the files of W&B. A folder that already holds a run is refused, unless
+    `resume` (go on from the newest whole checkpoint; from the first step where there is none yet) or `overwrite`
+    (remove what the earlier run wrote, nothing else). Sample grids need a module with `sample_images`.
 
     Raises:
         UserError: an occupied folder, nothing whole to resume from, a checkpoint of another model, an argument that
-            Lightning refuses, a loss that is not finite, a full disk.
+            Lightning refuses, a loss that is not finite (`DivergenceError`), a full disk.
         KeyboardInterrupt: the user stopped the run; the last checkpoint stands.
     """
     if not cfg.run.package or not cfg.run.name:
@@ -182,11 +183,13 @@ def _claim(folder: Path, resume: bool, overwrite: bool) -> None:
 
 def _record(folder: Path, cfg: ExperimentConfig, start: int) -> None:
     """Print and save what this run is, before its first step."""
-    version = git_version()
+    version, hardware = git_version(), describe_hardware()
     write_text(folder / "config.yaml", to_yaml(cfg))
     write_text(folder / "git.txt", version + "\n")
+    write_text(folder / "hardware.txt", hardware + "\n")
     print(to_yaml(cfg), end="")
-    print(f"source: {version}\nrun folder: {folder}\nsteps: {start} to {cfg.trainer.steps}", flush=True)
+    print(f"source: {version}\nhardware: {hardware}\nrun folder: {folder}")
+    print(f"steps: {start} to {cfg.trainer.steps}", flush=True)
 
 
 def _tell_changes(before: dict[str, Any], cfg: ExperimentConfig) -> None:

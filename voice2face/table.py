@@ -12,19 +12,16 @@ from common.cli import pick_device
 from common.config import config_hash, from_dict, load, to_dict
 from common.data.corpus import Corpus
 from common.data.engine import WORK
-from common.errors import UserError
-from common.files import sha256, write_json
-from common.hardware import describe_hardware
-from common.provenance import Provenance, write_png
+from common.errors import DivergenceError, UserError
 from common.run import git_version
-from common.runfolder import flatten
+from common.runfolder import flatten, read_run
 from voice2face import encoder_module
 from voice2face.config import Config
 from voice2face.data import open_corpus
-from voice2face.evaluation import Evaluation, evaluate
-from voice2face.infer import KIND, VoiceToFace
-from voice2face.sheet import sample_sheet
-from voice2face.table_figures import PORTRAITS, face_rows, write_figures
+from voice2face.infer import KIND
+from voice2face.report import METRICS, stamp, write_report
+from voice2face.sheet import PORTRAITS
+from voice2face.table_figures import write_figures
 from voice2face.table_rows import BUDGETS, ROWS, Budget, Row
 from voice2face.table_text import Head, Outcome, write_table
 from voice2face.train import ENCODER_SUFFIX, train
@@ -64,7 +61,7 @@ def make_table(
     """Write `out/voice2face.md`, `.csv` and the figures of the papers; return the Markdown's path.
 
     A finished run is reused, an interrupted one resumed, and the table is written anew after each run. A run that ends
-    in a `UserError` (a loss that is not finite) is reported with its words, and the others go on.
+    in a `UserError` (of which a loss that is not finite is one) is reported with its words, and the others go on.
 
     Args:
         budget: see `BUDGETS`.
@@ -88,10 +85,10 @@ def make_table(
     for number, job in enumerate(jobs, start=1):
         say(f"[{number}/{len(jobs)}] {job.experiment}, seed {job.seed}: {job.cfg.run.folder}")
         outcomes[job.experiment, job.seed] = run_job(job, train_run or _train, measure_run or measure)
-        write_table(path, _head(budget, opened, jobs[0].cfg, seeds), rows, outcomes)
+        write_table(path, _head(budget, opened, jobs, seeds), rows, outcomes)
     folders = {job.experiment: job.cfg.run.folder for job in reversed(jobs)}
     notes = write_figures(out / "voice2face", folders, rows)
-    write_table(path, _head(budget, opened, jobs[0].cfg, seeds), rows, outcomes, notes)
+    write_table(path, _head(budget, opened, jobs, seeds), rows, outcomes, notes)
     return path
 
 
@@ -132,25 +129,19 @@ def run_job(job: Job, train_run: Train, measure_run: Measure) -> Outcome:
             cfg = replace(cfg, encoder=replace(cfg.encoder, checkpoint=str(job.encoder)))
         return Outcome(cfg, measure_run(cfg, train_run(cfg)))
     except UserError as error:
-        return Outcome(cfg, failure=str(error))
+        return Outcome(cfg, failure=str(error), diverged=isinstance(error, DivergenceError))
 
 
 def measure(cfg: Config, folder: Path) -> dict[str, Any]:
-    """Evaluate a run's last checkpoint into `metrics.json`, `sheet.png` and `portraits.png` of its folder.
+    """Evaluate a run's last checkpoint into its folder (see `write_report`) and return the metrics.
 
     An evaluation of the same checkpoint under the same configuration is read instead.
     """
     checkpoint = folder / LAST
-    digest = sha256(checkpoint)
     trained = from_dict(Config, load_checkpoint(checkpoint, KIND)["cfg"])
-    stamp = {"checkpoint_sha256": digest, "config": config_hash(trained)}
     found = _read_metrics(folder)
-    if (folder / PORTRAITS).is_file() and stamp.items() <= found.items():
-        return found
-    device = pick_device("cpu" if cfg.trainer.accelerator == "cpu" else "auto")
-    result = evaluate(VoiceToFace.load(checkpoint, device), open_corpus(cfg.data), trained)
-    _write_pictures(result, folder, trained, digest)
-    write_json(folder / "metrics.json", result.metrics | stamp)
+    if not (folder / PORTRAITS).is_file() or not stamp(trained, checkpoint).items() <= found.items():
+        write_report(checkpoint, trained, folder, pick_device("cpu" if cfg.trainer.accelerator == "cpu" else "auto"))
     return _read_metrics(folder)
 
 
@@ -158,16 +149,10 @@ def _train(cfg: Config) -> Path:
     return train(cfg, resume=True)
 
 
-def _write_pictures(result: Evaluation, folder: Path, cfg: Config, digest: str) -> None:
-    for name, picture in (("sheet.png", sample_sheet(result)), (PORTRAITS, face_rows(result))):
-        label = Provenance.create(cfg.provenance, config_hash=config_hash(cfg), checkpoint_sha256=digest)
-        write_png(folder / name, picture, label)
-
-
 def _read_metrics(folder: Path) -> dict[str, Any]:
     """metrics.json as far as it is readable; an evaluation writes it anew."""
     try:
-        values = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        values = json.loads((folder / METRICS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
@@ -208,19 +193,25 @@ def _check_same(folder: Path, cfg: Config, *also: str) -> None:
         )
 
 
-def _head(budget: Budget, corpus: Corpus, cfg: Config, seeds: Sequence[int]) -> Head:
+def _head(budget: Budget, corpus: Corpus, jobs: Sequence[Job], seeds: Sequence[int]) -> Head:
     options = corpus.root / WORK / "options.json"
-    embedded = not cfg.data.root or (options.is_file() and '"corpus"' in options.read_text(encoding="utf-8"))
+    embedded = not jobs[0].cfg.data.root or (options.is_file() and '"corpus"' in options.read_text(encoding="utf-8"))
     return Head(
         budget=budget.name,
         printed_budget=budget.printed,
         corpus=str(corpus.root),
         synthetic=embedded,
         seeds=tuple(seeds),
-        hardware=describe_hardware(),
+        hardware=_hardware(jobs),
         commit=git_version(),
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
     )
+
+
+def _hardware(jobs: Sequence[Job]) -> str:
+    """What the runs so far were trained on, as their folders say."""
+    trained = [job.cfg.run.folder for job in jobs if job.cfg.run.folder.is_dir()]
+    return "; or ".join(dict.fromkeys(read_run(folder, folder.name).hardware for folder in trained)) or "no run yet"
 
 
 def find_budget(name: str) -> Budget:

@@ -16,8 +16,6 @@ from voice2face.config import Config
 from voice2face.table_rows import CLAIMS, METRICS, Claim, Metric, Row
 
 NOT_YET = "not run yet"
-DIVERGED = "training stopped"
-"""Words of the guard that ends a run whose loss is not finite (`common.callbacks.StepLogger`)."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,8 @@ class Outcome:
     cfg: Config
     metrics: dict[str, Any] = field(default_factory=dict)
     failure: str = ""
+    diverged: bool = False
+    """whether the failure is a loss that is not finite"""
 
 
 Outcomes = Mapping[tuple[str, int], Outcome]
@@ -112,7 +112,7 @@ def row_failure(row: Row, seeds: Sequence[int], outcomes: Outcomes) -> str:
         if outcome is None:
             said.append(f"seed {seed}: {NOT_YET}")
         elif outcome.failure:
-            kind = "diverged" if DIVERGED in outcome.failure else "failed"
+            kind = "diverged" if outcome.diverged else "failed"
             said.append(f"seed {seed} {kind}: {outcome.failure}")
     return "; ".join(said)
 

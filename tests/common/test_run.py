@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from common.checkpoints import LAST, PREVIOUS
 from common.config import from_dict, load
-from common.errors import UserError
+from common.errors import DivergenceError, UserError
+from common.hardware import describe_hardware
 from common.run import fit, git_version, load_checkpoint
 from common.training import TrainModule
 from tests.common.toy_gan import ToyConfig, ToyData, rows, toy_config, train_toy
@@ -85,6 +86,7 @@ def test_a_killed_run_resumes_to_the_same_bits(killed: Path, whole: Path, deaths
 def test_the_run_folder_explains_itself(whole: Path) -> None:
     assert load(ToyConfig, whole / "config.yaml") == toy_config(whole.parents[1])
     assert (whole / "git.txt").read_text().strip() == git_version()
+    assert (whole / "hardware.txt").read_text().strip() == describe_hardware()
     assert [row["step"] for row in rows(whole)] == [str(i) for i in range(1, 13)]
     assert [row["step"] for row in rows(whole) if row["val/real"]] == ["4", "8", "12"]
     assert [row["step"] for row in rows(whole) if row["train/loss_r1"]] == ["1", "4", "7", "10"]
@@ -124,7 +126,7 @@ def test_a_longer_run_goes_on_and_tells_what_changed(tmp_path: Path, capsys: pyt
 
 
 def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"step 8: train/d_loss is nan"):
+    with pytest.raises(DivergenceError, match=r"step 8: train/d_loss is nan"):
         train_toy(toy_config(tmp_path, bad_at=7, trainer={"log_every": 50}))
     assert load_checkpoint(tmp_path / "toy" / "gan" / LAST, "toy")["step"] == 6
 
