@@ -1,11 +1,11 @@
-"""python -m common synthesize | compare | label | weights | ict"""
+"""python -m common synthesize | lse | syncnet | compare | label | weights | ict"""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from common.cli import Out, Seed, make_app, run_cli
+from common.cli import ConfigFile, Device, Out, Overrides, Overwrite, Resume, Seed, make_app, pick_device, run_cli
 from common.compare import compare as compare_runs
 from common.face3d.ict import convert
 from common.provenance import describe_label
@@ -51,6 +51,40 @@ def compare(
 def label(file: Annotated[Path, typer.Argument(help="a PNG or MP4")]) -> None:
     """Show the synthetic-content label of a picture or video."""
     print(describe_label(file))
+
+
+@app.command()
+def lse(
+    target: Annotated[Path, typer.Argument(help="a corpus, a folder of videos or a video")],
+    protocol: Annotated[str, typer.Option(help="lrs (face crops), real or latentsync; figures do not compare")] = "lrs",
+    weights: Annotated[str, typer.Option(help="official, own (trained on the corpus at need) or a file")] = "official",
+    split: Annotated[list[str] | None, typer.Option(help="of a corpus; repeats; val and test unless given")] = None,
+    device: Device = "auto",
+    faces: Annotated[str, typer.Option(help="dlib or face_alignment, for real and latentsync")] = "dlib",
+    offsets: Annotated[bool, typer.Option(help="also look for offsets of -5..5 frames put into the clips")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON with every score")] = None,
+) -> None:
+    """Sync of lips and sound by SyncNet: LSE-D, LSE-C and offset, with extractor, protocol and count."""
+    from common.sync_scoring import run_lse  # brings Lightning along, which the other commands do not need
+
+    splits = split or ["val", "test"]
+    print(
+        run_lse(
+            target, protocol=protocol, weights=weights, splits=splits, device=pick_device(device),
+            backend=faces, inject=offsets, out=out,
+        )
+    )  # fmt: skip
+
+
+@app.command()
+def syncnet(
+    config: ConfigFile, overrides: Overrides = None, resume: Resume = False, overwrite: Overwrite = False
+) -> None:
+    """Train SyncNet on the clips of a corpus: python -m common syncnet experiments/common/syncnet.yaml data.root=..."""
+    from common.config import load
+    from common.syncnet_train import SyncConfig, train_syncnet
+
+    train_syncnet(load(SyncConfig, config, overrides or []), resume=resume, overwrite=overwrite)
 
 
 @app.command()

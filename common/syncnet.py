@@ -101,15 +101,8 @@ class SyncNet(nn.Module):
         return self.netfcaud(self.netcnnaud(windows).flatten(1)).unflatten(0, (len(cepstra), -1))
 
     def prepare(self, frames: Tensor) -> Tensor:
-        """Frames (N,3,H,W), RGB in 0..255 -> BGR (N,3,S,S): the region, resized bilinearly (as cv2.resize does)."""
-        height, width = frames.shape[-2:]
-        left, top, right, bottom = self.region
-        rows = slice(round(top * height), max(round(bottom * height), round(top * height) + 1))
-        columns = slice(round(left * width), max(round(right * width), round(left * width) + 1))
-        part = frames[..., rows, columns].flip(1).float()
-        if part.shape[-2:] == (self.size, self.size):
-            return part
-        return F.interpolate(part, (self.size, self.size), mode="bilinear", align_corners=False)
+        """Frames (N,3,H,W), RGB in 0..255 -> what this network takes, see `prepare_frames`."""
+        return prepare_frames(frames, self.size, self.region)
 
     def _scaled(self, channels: int) -> int:
         return max(1, round(channels * self.width))
@@ -118,6 +111,18 @@ class SyncNet(nn.Module):
         return nn.Sequential(
             nn.Linear(channels, channels), nn.BatchNorm1d(channels), nn.ReLU(), nn.Linear(channels, self.embedding)
         )
+
+
+def prepare_frames(frames: Tensor, size: int, region: Region) -> Tensor:
+    """Frames (N,3,H,W), RGB in 0..255 -> BGR (N,3,S,S) float: the region, resized bilinearly as cv2.resize does."""
+    height, width = frames.shape[-2:]
+    left, top, right, bottom = region
+    rows = slice(round(top * height), max(round(bottom * height), round(top * height) + 1))
+    columns = slice(round(left * width), max(round(right * width), round(left * width) + 1))
+    part = frames[..., rows, columns].flip(1).float()
+    if part.shape[-2:] == (size, size):
+        return part
+    return F.interpolate(part, (size, size), mode="bilinear", align_corners=False)
 
 
 def last_map(size: int) -> int:

@@ -24,6 +24,8 @@ MAX_SHIFT = 15
 """Video frames by which the sound is moved either way."""
 MIN_FRAMES = WINDOW + 1
 """syncnet_python leaves the last window out, so that six frames are the first to give one."""
+INJECTED = tuple(range(-5, 6))
+"""Offsets in frames that `injected_offsets` puts in."""
 _BLOCK = 256  # windows whose shifted copies are held at once: 32 MB at 1024 numbers each
 
 
@@ -134,6 +136,24 @@ def score_streams(net: SyncNet, lips: Tensor, wave: Tensor) -> SyncScore:
     lips, sounds = lips[:windows], embed_wave(net, used)[:windows]
     note = "; ".join(_doubts(shown, heard, bool((used.abs() < 1e-4).all()), bool((lips == lips[:1]).all())))
     return score_embeddings(lips, sounds, note=note)
+
+
+def injected_offsets(
+    net: SyncNet, lips: Tensor, wave: Tensor, offsets: Iterable[int] = INJECTED
+) -> list[tuple[int, int]]:
+    """Move the sound of a clip by each of `offsets` frames and look for it: pairs (put in, found).
+
+    What the network can do on a clip that was in sync; for one that was not, both differ by its own offset. The sound
+    itself is moved, and to be put right it has to be delayed by as many frames. Found by the valid-only mean. Offsets
+    that leave too little sound are left out.
+    """
+    pairs = []
+    for offset in offsets:
+        samples = offset * SAMPLES_PER_FRAME
+        moved = wave[samples:] if offset >= 0 else F.pad(wave, (-samples, 0))
+        if len(moved) >= MIN_FRAMES * SAMPLES_PER_FRAME:
+            pairs.append((offset, score_streams(net, lips, moved).valid_offset))
+    return pairs
 
 
 def _doubts(shown: int, heard: int, silent: bool, still: bool) -> Iterable[str]:
