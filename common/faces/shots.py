@@ -9,19 +9,23 @@ _SIDE = 32
 """Side of the thumbnails that are compared: coarse enough to forgive motion and noise."""
 _NOISE = 1e-3
 """Variance (of colours in [0,1]) below which a thumbnail counts as flat: two black frames are alike."""
-_LEAST, _SURE = 0.15, 0.6
+_LEAST, _SURE = 0.1, 0.6
 """Differences that are never, and always, a cut."""
 _JUMP = 3.0
-"""Between those a cut differs so many times as much as any of the `_MEMORY` frames before it, which a pan does not."""
+"""Between those a cut differs so many times as much as any of the `_MEMORY` frames before it, which motion does not."""
 _MEMORY = 6
+_REACH = 2
+"""Cells of the thumbnail by which a picture may have moved as a whole: 6 % of its width in a frame."""
 
 
 class ShotDetector:
     """Finds hard cuts in a stream of frames. Fades and dissolves are no cuts.
 
     Frames differ by 1 - (2 covariance + c) / (variance + variance + c) of their thumbnails, the contrast and structure
-    term of SSIM (Wang et al. 2004): a change of brightness alone is none. A single odd frame, such as a photographer's
-    flash, is taken back when the picture returns.
+    term of SSIM (Wang et al. 2004), at the best of a few shifts: neither a change of brightness nor a pan is a cut. A
+    single odd frame, such as a photographer's flash, is taken back when the picture returns.
+
+    A cut between two takes of one scene, with the head where it was, may pass for motion.
     """
 
     def __init__(self) -> None:
@@ -68,20 +72,30 @@ class ShotDetector:
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> float:
-    """0 for equal thumbnails up to brightness, about 1 for unrelated ones, up to 2 for a negative.
+    """How much two thumbnails (32,32,3) differ, whatever their brightness and up to a small shift.
 
-    Both are flat and have mean 0 per colour, as `_thumbnail` makes them.
+    Returns:
+        0 for equal ones, about 1 for unrelated ones, up to 2 for a negative.
     """
+    change = _unlikeness(a, b)
+    if change < _LEAST:
+        return change
+    inner = a[_REACH:-_REACH, _REACH:-_REACH]
+    shifts = range(2 * _REACH + 1)
+    side = _SIDE - 2 * _REACH
+    return min(change, *(_unlikeness(inner, b[y : y + side, x : x + side]) for y in shifts for x in shifts))
+
+
+def _unlikeness(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = ((colours - colours.mean(axis=(0, 1))).ravel() for colours in (a, b))
     noise = _NOISE * a.size
     return float(1 - (2 * (a @ b) + noise) / (a @ a + b @ b + noise))
 
 
 def _thumbnail(image: np.ndarray) -> np.ndarray:
-    """Float32 (3072,) of 32 x 32 colours in [0,1] less their mean; large pictures are thinned out first, since every
-    pixel would cost more than it tells."""
+    """Float32 (32,32,3) in [0,1]; large pictures are thinned out first, since every pixel would cost more than it
+    tells."""
     step = max(1, min(image.shape[:2]) // (2 * _SIDE))
     thinned = np.ascontiguousarray(image[::step, ::step])
     small = Image.fromarray(thinned).resize((_SIDE, _SIDE), Image.Resampling.BOX)
-    colours = np.asarray(small, dtype=np.float32).reshape(-1, 3) / 255
-    flat: np.ndarray = (colours - colours.mean(axis=0)).ravel()
-    return flat
+    return np.asarray(small, dtype=np.float32) / 255

@@ -33,6 +33,8 @@ _CHIP, _CHIP_MARGIN, _CHIPS = 150, 0.25, 3
 """Pictures by which a face is recognised: their side, their margin (dlib's own), and how many a face keeps."""
 _SAME_PLACE = 0.4
 """Overlap (intersection over union) above which two boxes are one face."""
+_TWINS = 0.5
+"""Overlap above which two followed faces have become one."""
 _DRIFTED = 0.8
 """Overlap of the box that landmarks were regressed in with the box that they imply; below, they are regressed anew."""
 _VISIBLE = 0.5
@@ -226,7 +228,7 @@ class _Tracker:
         for index, first in enumerate(list(self._live)):
             for second in self._live[index + 1 :]:
                 boxes = [face.sights[self._frame].box for face in (first, second)]
-                if first in self._live and overlap(*boxes) >= _SAME_PLACE:
+                if first in self._live and overlap(*boxes) >= _TWINS:
                     alike = [likeness(f.look, image, b) for f, b in zip((first, second), boxes, strict=True)]
                     stray = second if alike[0] >= alike[1] else first
                     del stray.sights[self._frame]

@@ -5,7 +5,7 @@ starts count from the first frame of the video; coordinates are continuous pixel
 """
 
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -110,20 +110,27 @@ class Tracking:
     def load(cls, path: Path) -> "Tracking":
         """Read what `save` wrote; `UserError` in one line for anything else."""
         try:
-            with np.load(path, allow_pickle=False) as file:
-                ends = np.cumsum(file["heads"][:, 2])[:-1]
-                columns = [np.split(file[name], ends) for name in _EMPTY]
-                tracks = [
-                    Track(int(number), int(start), *(column[index] for column in columns))
-                    for index, (number, start, _) in enumerate(file["heads"])
-                ]
-                width, height = file["size"].tolist()
-                shots = tuple(file["shots"].tolist())
-                return cls(int(file["frames"]), float(file["fps"]), file["times"], (width, height), shots, tracks)
+            file = np.load(path, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise UserError(f"{path} is no tracking but a single array; track the video again")
+            with file:
+                return cls._from_arrays(file)
         except FileNotFoundError as error:
             raise UserError(f"no such tracking: {path}") from error
         except (OSError, KeyError, ValueError, IndexError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{path} is no tracking that can be read ({error}); track the video again") from error
+
+    @classmethod
+    def _from_arrays(cls, file: Mapping[str, np.ndarray]) -> "Tracking":
+        ends = np.cumsum(file["heads"][:, 2])[:-1]
+        columns = [np.split(file[name], ends) for name in _EMPTY]
+        tracks = [
+            Track(int(number), int(start), *(column[index] for column in columns))
+            for index, (number, start, _) in enumerate(file["heads"])
+        ]
+        width, height = file["size"].tolist()
+        shots = tuple(file["shots"].tolist())
+        return cls(int(file["frames"]), float(file["fps"]), file["times"], (width, height), shots, tracks)
 
 
 _EMPTY = {
