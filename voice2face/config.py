@@ -67,6 +67,8 @@ class EncoderConfig:
     """arguments of the encoder: attention, activation, reduction, width (table 3's rows differ here)"""
     face_width: int = 64
     """width of the face tower that the voice is contrasted with; its layers are those of the voice encoder"""
+    weights: str = ""
+    """file to start from, before stage A or in its place: Wen et al.'s `voice_embedding.pth` (encoder `wen`)"""
     checkpoint: str = ""
     """a finished stage A (`last.ckpt`); empty: it is trained first, into `NAME-encoder` beside the run folder"""
     steps: int = 10_000
@@ -105,7 +107,8 @@ class GeneratorConfig(NetworkConfig):
     """The generator, perhaps from elsewhere."""
 
     weights: str = ""
-    """file to start from: rosinality `.pt`, NVIDIA `.pkl` or exported `.safetensors`; G, and D where the file has it"""
+    """file to start from. stylegan2: rosinality `.pt`, NVIDIA `.pkl` or exported `.safetensors`, G, and D where the
+    file has it; dcgan: Wen et al.'s `generator.pth`"""
     w_plus: bool = False
     """a direct head into W+ in place of the mapping network, for loaded weights (section 3.3: 14x512, 18x512)"""
     train_synthesis: bool = True

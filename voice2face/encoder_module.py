@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from common.losses import info_nce
 from common.metrics.identity import IdentityMetric
 from common.training import TrainModule
-from voice2face.build import EMBEDDING_DIM, build_face_tower, build_voice
+from voice2face.adopt import Start
+from voice2face.build import build_face_tower, build_voice, embedding_dim
 from voice2face.config import Config
 from voice2face.data import WholeRecordings, crop_batch
 
@@ -26,17 +27,20 @@ class VoiceFaceContrast(TrainModule):
     Args:
         cfg: the run; `encoder` holds this stage.
         people: number of training identities.
+        start: networks to start from (`adopt_weights`).
     """
 
     cfg: Config
 
-    def __init__(self, cfg: Config, people: int) -> None:
+    def __init__(self, cfg: Config, people: int, start: Start | None = None) -> None:
         super().__init__(cfg, KIND)
         self.save_hyperparameters({"people": people})
         self.voice = build_voice(cfg)
+        if start is not None and start.encoder is not None:
+            self.voice.encoder.load_state_dict(start.encoder.state_dict())
         self.face_tower = build_face_tower(cfg)
-        self.classifier = nn.Linear(EMBEDDING_DIM, people, bias=False)
-        self.metric = IdentityMetric(EMBEDDING_DIM, ks=(1, 5))
+        self.classifier = nn.Linear(embedding_dim(cfg), people, bias=False)
+        self.metric = IdentityMetric(embedding_dim(cfg), ks=(1, 5))
 
     def forward(self, wave: Tensor) -> Tensor:
         """Waves (B,n) -> unit voice embeddings (B,512)."""

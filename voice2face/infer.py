@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from common.checkpoints import load_checkpoint
 from common.config import from_dict
-from voice2face.build import EMBEDDING_DIM, build_face_tower, build_generator, build_voice, take
+from voice2face.build import build_face_tower, build_generator, build_voice, take
 from voice2face.config import Config
 from voice2face.networks.voice import VoiceNetwork, voice_latent
 
@@ -51,14 +51,14 @@ class VoiceToFace:
         return cls(cfg, networks["voice"], networks["face_tower"], networks["generator_ema"], torch.device(device))
 
     def embed(self, waves: Sequence[Tensor]) -> Tensor:
-        """Unit embedding (512,) of recordings (n_i,) at 16 kHz of one speaker."""
+        """Unit embedding (D,) of recordings (n_i,) at 16 kHz of one speaker."""
         return self.voice.embed_speaker([wave.to(self.device) for wave in waves])
 
     @torch.no_grad()
     def styles(
         self, embeddings: Tensor, *, truncation: float = 1.0, generator: torch.Generator | None = None
     ) -> Tensor:
-        """W+ (B,num_ws,512) of unit embeddings (B,512); a generator adds the training's latent noise."""
+        """W+ (B,num_ws,512) of unit embeddings (B,D); a generator adds the training's latent noise."""
         if generator is not None:
             noise = torch.randn(embeddings.shape, generator=generator).to(self.device)
             embeddings = voice_latent(embeddings, noise, self.cfg.optim.latent_noise)
@@ -72,13 +72,13 @@ class VoiceToFace:
     def generate(
         self, embedding: Tensor, *, samples: int = 1, seed: int = 0, truncation: float = 1.0, refine_steps: int = 0
     ) -> Tensor:
-        """Portraits (samples,3,S,S) in [-1,1] of one unit embedding (512,).
+        """Portraits (samples,3,S,S) in [-1,1] of one unit embedding (D,).
 
         The first is the voice's own latent; the others add noise drawn from `seed`, as training did.
         """
         ws = self.styles(embedding[None], truncation=truncation)
         if samples > 1:
-            drawn = embedding.expand(samples - 1, EMBEDDING_DIM)
+            drawn = embedding.expand(samples - 1, -1)
             source = torch.Generator().manual_seed(seed)
             ws = torch.cat([ws, self.styles(drawn, truncation=truncation, generator=source)])
         if refine_steps:

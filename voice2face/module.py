@@ -15,15 +15,14 @@ from common.metrics.fid import FrechetDistance, embedder_extractor, load_extract
 from common.metrics.identity import IdentityMetric
 from common.rng import StepRandom
 from common.training import TrainModule, reduce_mean
+from voice2face.adopt import Start
 from voice2face.build import build_discriminator, build_face_tower, build_generator, build_voice, take
 from voice2face.config import Config
 from voice2face.data import WholeRecordings, crop_batch, load_face
 from voice2face.games import GAMES
 from voice2face.networks.mapping import draw_mixing_cutoff, mix_styles
-from voice2face.networks.stylegan2_discriminator import IdentityClassifier
 from voice2face.networks.voice import voice_latent
 from voice2face.paths import validation_path_length
-from voice2face.weights_io import StyleGAN2Weights
 
 KIND = "voice2face"
 
@@ -35,7 +34,7 @@ class VoicePortrait(TrainModule):
         cfg: the run.
         people: number of training identities.
         encoder_state: `state_dict` of stage A's module; None leaves the encoder as it is built.
-        weights: networks to start from, of the configuration that `cfg` holds (`build.adopt_weights`).
+        start: networks to start from (`adopt_weights`); a stage A's encoder comes before one of these.
     """
 
     cfg: Config
@@ -49,16 +48,15 @@ class VoicePortrait(TrainModule):
         cfg: Config,
         people: int,
         encoder_state: dict[str, Tensor] | None = None,
-        weights: StyleGAN2Weights | None = None,
+        start: Start | None = None,
     ) -> None:
         super().__init__(cfg, KIND)
         self.save_hyperparameters({"people": people})
         self.automatic_optimization = False
         self.voice, self.face_tower = build_voice(cfg), build_face_tower(cfg)
         self.generator, self.discriminator = build_generator(cfg), build_discriminator(cfg)
-        self.classifier = IdentityClassifier(self.discriminator.num_features, people)
-        if weights is not None:
-            self._load_networks(weights)
+        self.classifier = self.discriminator.identity_head(people)
+        self._load_networks(start or Start())
         self.generator.synthesis.requires_grad_(cfg.generator.train_synthesis)
         self.generator_ema = deepcopy(self.generator).eval().requires_grad_(False)
         self.register_buffer("path_length_mean", torch.zeros(()))
@@ -75,12 +73,15 @@ class VoicePortrait(TrainModule):
             self.voice.load_state_dict(take(state, "voice"))
             self.face_tower.load_state_dict(take(state, "face_tower"))
 
-    def _load_networks(self, weights: StyleGAN2Weights) -> None:
-        self.generator.synthesis.load_state_dict(weights.generator.synthesis.state_dict())
-        mapping = weights.generator.mapping
-        self.generator.mapping.load_state_dict(mapping.state_dict(), strict=not self.cfg.generator.w_plus)
-        if weights.discriminator is not None:
-            self.discriminator.load_state_dict(weights.discriminator.state_dict())
+    def _load_networks(self, start: Start) -> None:
+        if start.encoder is not None:
+            self.voice.encoder.load_state_dict(start.encoder.state_dict())
+        if start.generator is not None:
+            self.generator.synthesis.load_state_dict(start.generator.synthesis.state_dict())
+            mapping = start.generator.mapping.state_dict()
+            self.generator.mapping.load_state_dict(mapping, strict=not self.cfg.generator.w_plus)
+        if start.discriminator is not None:
+            self.discriminator.load_state_dict(start.discriminator.state_dict())
 
     def train(self, mode: bool = True) -> "VoicePortrait":
         """Judges and averages stay in eval mode."""

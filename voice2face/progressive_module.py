@@ -1,5 +1,6 @@
 """Training of networks that grow: the StyleGAN baseline, and paper 1's three-stage generator."""
 
+from collections.abc import Iterable
 from functools import partial
 
 import torch
@@ -9,14 +10,13 @@ from torch.nn import functional as F
 from common.callbacks import ema_update
 from common.errors import UserError
 from common.losses import AMSoftmax, cosine_distance, info_nce, r1_penalty
-from voice2face.build import EMBEDDING_DIM
+from voice2face.adopt import Start
+from voice2face.build import embedding_dim
 from voice2face.config import Config
 from voice2face.data import crop_batch
 from voice2face.games import GAMES
 from voice2face.module import VoicePortrait
 from voice2face.networks.growth import Growing, Growth, enlarge, growth_at, pyramid
-from voice2face.networks.stylegan2 import IdentityClassifier
-from voice2face.weights_io import StyleGAN2Weights
 
 Terms = dict[str, Tensor]
 
@@ -29,9 +29,9 @@ class GrowingPortrait(VoicePortrait):
         cfg: Config,
         people: int,
         encoder_state: dict[str, Tensor] | None = None,
-        weights: StyleGAN2Weights | None = None,
+        start: Start | None = None,
     ) -> None:
-        super().__init__(cfg, people, encoder_state, weights)
+        super().__init__(cfg, people, encoder_state, start)
         stages, wanted = len(self.generator.synthesis.sizes), cfg.progressive.stage_steps
         if cfg.progressive.schedule == "progressive" and wanted * (stages - 1) >= cfg.trainer.steps:
             raise UserError(
@@ -64,10 +64,9 @@ class GrowingPortrait(VoicePortrait):
 class StageHeads(nn.Module):
     """What reads identities: a classifier on each stage's trunk, and prototypes of people in the face tower's space."""
 
-    def __init__(self, features: list[int], people: int) -> None:
+    def __init__(self, stages: Iterable[nn.Module], prototypes: nn.Module) -> None:
         super().__init__()
-        self.stages = nn.ModuleList(IdentityClassifier(width, people) for width in features)
-        self.prototypes = AMSoftmax(EMBEDDING_DIM, people)
+        self.stages, self.prototypes = nn.ModuleList(stages), prototypes
 
 
 class ProgressivePortrait(GrowingPortrait):
@@ -77,16 +76,16 @@ class ProgressivePortrait(GrowingPortrait):
     AM-Softmax asks for its identity, whose prototypes learn on real faces, and InfoNCE for its voice.
     """
 
-    classifier: StageHeads  # type: ignore[assignment]  # one head a stage in place of the parent's one
+    classifier: StageHeads
 
     def __init__(
         self,
         cfg: Config,
         people: int,
         encoder_state: dict[str, Tensor] | None = None,
-        weights: StyleGAN2Weights | None = None,
+        start: Start | None = None,
     ) -> None:
-        super().__init__(cfg, people, encoder_state, weights)
+        super().__init__(cfg, people, encoder_state, start)
         ours, theirs = self.generator.synthesis.sizes, getattr(self.discriminator, "sizes", None)
         if ours != theirs:
             raise UserError(
@@ -94,7 +93,8 @@ class ProgressivePortrait(GrowingPortrait):
             )
         if cfg.weights.path_length > 0:
             raise UserError("weights.path_length belongs to StyleGAN2; set it to 0 for the progressive generator")
-        self.classifier = StageHeads([judge.num_features for judge in self.discriminator], people)
+        heads = [judge.identity_head(people) for judge in self.discriminator]
+        self.classifier = StageHeads(heads, AMSoftmax(embedding_dim(cfg), people))
         self.game = GAMES[cfg.progressive.adversarial]
 
     def tower(self, images: Tensor) -> Tensor:

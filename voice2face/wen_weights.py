@@ -31,6 +31,14 @@ def wen_kind(state: Mapping[str, Tensor]) -> WenKind | None:
     return "generator" if first.ndim == 4 and first.shape[2:] == (4, 4) else None
 
 
+def file_kind(path: Path) -> WenKind | None:
+    """Which of Wen's networks a file holds; None for any other or unreadable file."""
+    try:
+        return wen_kind(load_state(path))
+    except UserError:
+        return None
+
+
 def load_wen_voice(path: Path) -> WenVoiceEncoder:
     """The voice network of a `voice_embedding.pth`, in eval mode; its embeddings are not normalised.
 

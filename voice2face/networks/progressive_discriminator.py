@@ -16,7 +16,7 @@ from common.errors import UserError
 from common.layers import LEAKY_SLOPE, EqualConv2d, EqualLinear, MinibatchStdDev
 from voice2face.networks.growth import stage_sizes
 from voice2face.networks.progressive import attention_kernels
-from voice2face.networks.stylegan2_discriminator import DiscriminatorBlock
+from voice2face.networks.stylegan2_discriminator import DiscriminatorBlock, IdentityClassifier
 from voice2face.networks.stylegan2_generator import channels_at, working_memory
 
 
@@ -123,6 +123,10 @@ class StageDiscriminator(nn.Module):
     def forward(self, x: Tensor, *, force_fp32: bool = False) -> Tensor:
         return self.logits(self.features(x, force_fp32=force_fp32))
 
+    def identity_head(self, identities: int) -> IdentityClassifier:
+        """A new identity classifier (B, num_features) -> (B, identities) for this trunk."""
+        return IdentityClassifier(self.num_features, identities)
+
 
 class StageDiscriminators(nn.ModuleList):
     """`[k]` judges stage k's images. As one discriminator it is the last stage's.
@@ -153,3 +157,7 @@ class StageDiscriminators(nn.ModuleList):
 
     def forward(self, x: Tensor, *, force_fp32: bool = False) -> Tensor:
         return self.last(x, force_fp32=force_fp32)
+
+    def identity_head(self, identities: int) -> IdentityClassifier:
+        """A new identity classifier (B, num_features) -> (B, identities) for the last stage's trunk."""
+        return self.last.identity_head(identities)

@@ -15,6 +15,7 @@ from common.errors import UserError
 from common.layers import AdaIN, EqualConv2d, EqualLinear, MinibatchStdDev, leaky_relu_, upsample
 from voice2face.networks.growth import Growing, blend, enlarge, reduce
 from voice2face.networks.mapping import MappedGenerator, MappingNetwork
+from voice2face.networks.stylegan2_discriminator import IdentityClassifier
 from voice2face.networks.stylegan2_generator import NoiseMode, channels_at, check_resolution, working_memory
 
 
@@ -212,3 +213,7 @@ class StyleGANDiscriminator(Growing):
 
     def forward(self, x: Tensor, *, force_fp32: bool = False) -> Tensor:
         return self.logits(self.features(x, force_fp32=force_fp32))
+
+    def identity_head(self, identities: int) -> IdentityClassifier:
+        """A new identity classifier (B, num_features) -> (B, identities) for this trunk."""
+        return IdentityClassifier(self.num_features, identities)

@@ -141,6 +141,10 @@ class StyleGAN2Discriminator(nn.Module):
     def forward(self, x: Tensor, c: Tensor | None = None, *, force_fp32: bool = False) -> Tensor:
         return self.logits(self.features(x, force_fp32=force_fp32), c)
 
+    def identity_head(self, identities: int) -> "IdentityClassifier":
+        """A new identity classifier (B, num_features) -> (B, identities) for this trunk."""
+        return IdentityClassifier(self.num_features, identities)
+
 
 class IdentityClassifier(nn.Module):
     """Identity logits (B, identities) from the discriminator's trunk features (B, features), as Wen et al. share it."""

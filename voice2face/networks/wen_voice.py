@@ -19,6 +19,8 @@ class WenVoiceEncoder(nn.Module):
         bands: bands of the feature.
         width: channels of the first layer; each further one has half as many more.
 
+    `config` holds the arguments, as plain values.
+
     Shape: (B, in_channels, bands, T) -> (B, embedding_dim), not normalised; any T.
     """
 
@@ -30,6 +32,7 @@ class WenVoiceEncoder(nn.Module):
                 f"got {in_channels}, {embedding_dim}, {bands} and {width}"
             )
         self.in_channels, self.bands = in_channels, bands
+        self.config = {"in_channels": in_channels, "embedding_dim": embedding_dim, "bands": bands, "width": width}
         layers: list[nn.Module] = []
         widths = [in_channels * bands] + [width * 3**k // 2**k for k in range(4)]
         for inner, outer in pairwise(widths):
