@@ -192,7 +192,7 @@ class _Tracker:
         if likeness(face.look, image, box) >= self._settings.alike:
             self._record(face, box, points, detected=False)
             return True
-        hit = self._look_nearby(image, box)
+        hit = self._look_nearby(face, image, box)
         if hit is not None:
             self._confirm(face, image, points, *hit)
         return hit is not None
@@ -209,8 +209,8 @@ class _Tracker:
             settled = face.box_at(points)
         return (points, settled) if visible_share(settled, image.shape) >= _VISIBLE else None
 
-    def _look_nearby(self, image: np.ndarray, box: Box) -> tuple[Box, float] | None:
-        """Ask the detector about a box and its surroundings: the best box that overlaps it, and its score."""
+    def _look_nearby(self, face: FollowedFace, image: np.ndarray, box: Box) -> tuple[Box, float] | None:
+        """Ask the detector about a face's box and its surroundings: the box and score that are this face's."""
         side = max(box[2] - box[0], box[3] - box[1])
         left, top = (int(max((low + high) / 2 - side, 0)) for low, high in ((box[0], box[2]), (box[1], box[3])))
         part = image[top : int(top + 2 * side) + 1, left : int(left + 2 * side) + 1]
@@ -220,8 +220,12 @@ class _Tracker:
             ((x0 + left, y0 + top, x1 + left, y1 + top), score)
             for (x0, y0, x1, y1), score in self._backend.boxes(part, _NEARBY_SIDE)
         ]
-        best = max(hits, key=lambda hit: overlap(hit[0], box), default=None)
-        return best if best is not None and overlap(best[0], box) >= _SAME_PLACE else None
+        others = [other.box_at(other.points) for other in self._live if other is not face]
+        shares = [overlap(hit, box) for hit, _ in hits]
+        best = int(np.argmax(shares)) if shares else -1
+        if best < 0 or shares[best] < max([_SAME_PLACE, *(overlap(hits[best][0], other) for other in others)]):
+            return None
+        return hits[best]
 
     def _part_twins(self, image: np.ndarray) -> None:
         """Where two faces cross, both may end on the one in front; the one that looks like it keeps it."""
@@ -240,19 +244,17 @@ class _Tracker:
         self._searches += 1
         self._last_search = self._frame
         hits = self._backend.boxes(image, limit)
-        for face in list(self._live):
+        assigned = _assign([face.sights[self._frame].box for face in self._live], [box for box, _ in hits])
+        for face, number in zip(list(self._live), assigned, strict=True):
             face.searches += 1
-            box = face.sights[self._frame].box
-            hit = max(hits, key=lambda hit: overlap(hit[0], box), default=None)
-            if hit is None or overlap(hit[0], box) < _SAME_PLACE:
-                hit = self._look_nearby(image, box)
+            hit = self._look_nearby(face, image, face.sights[self._frame].box) if number is None else hits[number]
             if hit is not None:
                 self._confirm(face, image, face.points, *hit)
             elif self._frame - face.confirmed > self._settings.patience * self._fps:
                 self._lose(face)
-        for box, score in hits:
-            taken = (face.sights[self._frame].box for face in self._live)
-            if all(overlap(box, other) < _SAME_PLACE for other in taken):
+        for number, (box, score) in enumerate(hits):
+            taken = [face.sights[self._frame].box for face in self._live]
+            if number not in assigned and all(overlap(box, other) < _SAME_PLACE for other in taken):
                 self._welcome(image, box, score)
 
     def _lose(self, face: FollowedFace) -> None:
@@ -328,3 +330,13 @@ class _Tracker:
         if self._embedder is None:
             self._embedder = load_embedder("dlib", margin=_CHIP_MARGIN)
         return F.normalize(self._embedder.embed(chips).mean(dim=0, keepdim=True), dim=1)
+
+
+def _assign(boxes: list[Box], hits: list[Box]) -> list[int | None]:
+    """For each followed box the detection that is its own: pairs that overlap most first, each used once."""
+    shares = {(i, j): overlap(box, hit) for i, box in enumerate(boxes) for j, hit in enumerate(hits)}
+    assigned: list[int | None] = [None] * len(boxes)
+    for (i, j), share in sorted(shares.items(), key=lambda item: -item[1]):
+        if share >= _SAME_PLACE and assigned[i] is None and j not in assigned:
+            assigned[i] = j
+    return assigned

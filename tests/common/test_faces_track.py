@@ -93,6 +93,22 @@ def test_two_faces_keep_their_numbers_where_one_passes_behind_the_other() -> Non
     assert front.boxes[0, 0] < 20
 
 
+@pytest.mark.parametrize(("every", "recognise"), [(1, True), (5, True), (12, True), (5, False)])
+def test_a_face_that_hides_behind_another_for_long_never_takes_its_number(every: int, recognise: bool) -> None:
+    middles = [float(np.interp(t, [0, 22, 40, 62], [190, 105, 105, 190])) for t in range(62)]
+    images = [scene((1, middle, 92), (0, 100, 90)) for middle in middles]
+    tracking = follow(images, TrackSettings(every=every, recognise=recognise))
+    front = choose(tracking, "longest")
+    assert front.present.all()
+    np.testing.assert_allclose(front.boxes[:, 0], 70, atol=1)
+    behind = [track for track in tracking.tracks if track is not front]
+    assert len(behind) == (1 if recognise else 2)
+    for track in behind:
+        true = np.array(middles)[track.start : track.start + len(track)]
+        assert np.abs(track.boxes[:, 2] - true - SIDE / 2)[track.present].max() < 3
+    assert 20 < sum(track.present.sum() for track in behind) < 45
+
+
 def test_cuts_end_shots_and_people_are_known_again() -> None:
     shots = [((0, 60, 60), 0), ((1, 150, 100), 1), ((0, 170, 120), 2)]
     images = [scene(face, ground=ground) for face, ground in shots for _ in range(9)]
