@@ -28,6 +28,9 @@ _MATRICES = {  # AVColorSpace -> swscale's tables
 _HDR_TRANSFERS = {ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67}
 _MOST_STRETCH = 4
 _HD_WIDTH, _HD_HEIGHT = 1280, 720
+_SMALL = (
+    512 * 512
+)  # pixels; crops of corpora gain 1 to 2 dB from bicubic colours, camera pictures none at twice the time
 
 
 def most_threads() -> int:
@@ -91,7 +94,7 @@ class Upright:
     def __call__(self, frame: VideoFrame) -> np.ndarray:
         """uint8 (H,W,3) RGB."""
         scaled = (frame.width, frame.height) != (self._width, self._height)
-        method = Interpolation.BICUBIC if scaled else Interpolation.BILINEAR
+        method = Interpolation.BICUBIC if scaled or frame.width * frame.height <= _SMALL else Interpolation.BILINEAR
         hdr = frame.color_trc in _HDR_TRANSFERS and frame.color_primaries == ColorPrimaries.BT2020
         converted = self._reformatter.reformat(
             frame,
@@ -110,17 +113,21 @@ class Upright:
 
 
 class Encodable:
-    """Turns RGB images (H,W,3) into BT.709 frames: 4:2:0, or 4:4:4 where a side is odd.
+    """Turns RGB images (H,W,3) into BT.709 frames for x264: 4:2:0, or 4:4:4 where a side is odd.
 
     4:2:0 has one colour sample per 2x2 pixels, and H.264 can crop it by whole samples only, so that an odd side would
-    have to lose or gain a pixel; 4:4:4 keeps it as it is.
+    have to lose or gain a pixel; 4:4:4 keeps it as it is. swscale takes the colour sample in the middle of the four,
+    where H.264 assumes the left pair's middle, so that the stream has to say so: unsaid, each copy of a video would
+    move its colours by half a pixel.
     """
 
     primaries, transfer = ColorPrimaries.BT709, ColorTrc.BT709
     matrix, limits = 1, ColorRange.MPEG
 
     def __init__(self, width: int, height: int) -> None:
-        self.pixel_format = "yuv444p" if width % 2 or height % 2 else "yuv420p"
+        odd = width % 2 or height % 2
+        self.pixel_format = "yuv444p" if odd else "yuv420p"
+        self.options = {} if odd else {"x264-params": "chromaloc=1"}
         self._reformatter = VideoReformatter()
 
     def __call__(self, image: np.ndarray) -> VideoFrame:
@@ -131,7 +138,7 @@ class Encodable:
             dst_colorspace=Colorspace.ITU709,
             src_color_range=ColorRange.JPEG,
             dst_color_range=self.limits,
-            interpolation=Interpolation.BILINEAR | _EXACT,
+            interpolation=Interpolation.BICUBIC | _EXACT,
             threads=most_threads(),
         )
 

@@ -167,7 +167,7 @@ class VideoWriter:
         return tick
 
     def _open_stream(self) -> VideoStream:
-        options = {"crf": str(self._crf)}
+        options = {"crf": str(self._crf), **self._encodable.options}
         if self._intra or self._variable:
             # Without reordering the decoding times are the pictures' own, and so the stored lengths are exact.
             options["bf"] = "0"

@@ -104,6 +104,22 @@ def test_flat_colours_come_back_within_two_levels(size: tuple[int, int], intra: 
         assert np.abs(frame.image.astype(int) - colour).max() <= 2, colour
 
 
+@pytest.mark.parametrize("size", [(64, 48), (65, 49)])
+def test_colours_stay_in_their_place(size: tuple[int, int], tmp_path: Path) -> None:
+    """A red spot on grey, of the grey's luminance: its centre must not move through a copy of a copy."""
+    x, y = np.arange(size[0]) + 0.5, np.arange(size[1])[:, None] + 0.5
+    spot = np.exp(-((x - 30.0) ** 2 + (y - 22.0) ** 2) / (2 * 6.0**2))[..., None]
+    image = (120 + spot * np.array([80, -80 * 0.2126 / 0.7152, 0])).round().astype(np.uint8)
+    for _ in range(4):
+        with VideoWriter(tmp_path / "a.mp4", size, 25, crf=4) as writer:
+            writer.write(image)
+        (frame,) = read_frames(tmp_path / "a.mp4")
+        image = frame.image
+    weight = (image[..., 0].astype(float) - image[..., 1] - 4).clip(min=0)
+    centre = (float((weight * x).sum() / weight.sum()), float((weight * y).sum() / weight.sum()))
+    assert centre == pytest.approx((30, 22), abs=0.1)
+
+
 @pytest.mark.parametrize("size", [(65, 47), (64, 47), (65, 48), (3, 3), (2, 2)])
 def test_odd_sizes_keep_every_pixel_in_its_place(size: tuple[int, int], tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
