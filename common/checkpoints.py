@@ -1,16 +1,13 @@
-"""Checkpoints that survive a crash: written atomically, read safely, with everything that training depends on.
+"""Checkpoints that survive a crash: written atomically, with everything that training depends on.
 
-A run folder holds `last.ckpt`, the one before as `previous.ckpt`, and numbered ones (`step_00002000.ckpt`) where the
-configuration asks for them. A resumed run takes the newest that is whole.
+See `common.checkpoint_file` for what a run folder holds and for reading. A resumed run takes the newest whole one.
 """
 
 import os
 import random
 import shutil
 import warnings
-import zipfile
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, cast
 
 import numpy as np
@@ -19,55 +16,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 import common
+from common.checkpoint_file import LAST, PREVIOUS, SCHEMA, find_resumable, load_checkpoint, read_tensors
 from common.errors import UserError
 from common.files import atomic_path
 from common.training import TrainModule
 
-SCHEMA = 1
-"""Version of the checkpoint's own keys; raised when old files can no longer be read."""
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
-
-
-def load_checkpoint(path: Path, kind: str) -> dict[str, Any]:
-    """Read a checkpoint of `kind` onto the CPU, never running code that a file brings along.
-
-    Returns Lightning's dictionary (`state_dict`, `optimizer_states` ...) with `cfg` (the configuration as plain types,
-    for `common.config.from_dict`), `kind`, `step`, `schema` and `version`.
-
-    Raises:
-        UserError: no such file, a torn one, one that holds more than tensors and plain types, one of another kind.
-    """
-    checkpoint = _read(path)
-    if not isinstance(checkpoint, dict) or not {"kind", "schema", "step", "hyper_parameters"} <= checkpoint.keys():
-        raise UserError(f"{path} was not written by this software's training; give a run folder's {LAST}")
-    if checkpoint["kind"] != kind:
-        raise UserError(f"{path} is a checkpoint of {checkpoint['kind']!r}, but {kind!r} is needed here")
-    if checkpoint["schema"] > SCHEMA:
-        raise UserError(f"{path} was written by the newer version {checkpoint['version']}; update this software")
-    checkpoint["cfg"] = checkpoint["hyper_parameters"]["cfg"]
-    return checkpoint
-
-
-def find_resumable(folder: Path, kind: str) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole checkpoint of a run folder; None where the run was stopped before its first save.
-
-    A torn `last.ckpt` falls back to `previous.ckpt` with a warning. Raises UserError where all are torn.
-    """
-    torn: list[str] = []
-    for path in (folder / LAST, folder / PREVIOUS):
-        if not path.exists():
-            continue
-        try:
-            checkpoint = load_checkpoint(path, kind)
-        except UserError as error:
-            torn.append(str(error))
-            continue
-        if torn:
-            warnings.warn(f"{torn[0]}; going on from {path} (step {checkpoint['step']})", stacklevel=2)
-        return path, checkpoint
-    if torn:
-        raise UserError(f"nothing to resume from: {'; '.join(torn)}")
-    return None
+__all__ = [
+    "LAST", "PREVIOUS", "AtomicCheckpointIO", "Checkpoints", "check_fits", "find_resumable", "load_checkpoint",
+    "remove_leftovers",
+]  # fmt: skip
 
 
 def check_fits(module: torch.nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
@@ -108,7 +65,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read onto the CPU, tensors and plain types only."""
-        return cast(dict[str, Any], _read(Path(path)))
+        return cast(dict[str, Any], read_tensors(Path(path)))
 
 
 class Checkpoints(Callback):
@@ -183,26 +140,6 @@ def remove_leftovers(folder: Path) -> None:
     """Remove the temporaries of a save that was killed."""
     for path in folder.glob(".*.ckpt"):
         path.unlink()
-
-
-def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise UserError(f"no such checkpoint: {path}")
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"{path} is torn or not a checkpoint; nothing was read from it")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch.load compares no checksums
-        if damaged:
-            raise UserError(f"{path} is torn: the checksum of {damaged} is wrong")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        raise UserError(
-            f"{path} holds more than tensors and plain values, so it could run code; it was not loaded"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{path} is torn or not a checkpoint ({reason})") from error
 
 
 def _link(source: Path, target: Path) -> None:

@@ -57,6 +57,47 @@ def test_imports_follow_the_layout(path: Path) -> None:
     )
 
 
+def own_files(name: str) -> list[Path]:
+    """The files of this repository that `import name` runs: the module's, and those of the packages around it."""
+    parts = name.split(".")
+    places = [ROOT.joinpath(*parts[:count]) for count in range(1, len(parts) + 1)]
+    return [path for place in places for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()]
+
+
+def brought_along(path: Path, library: str) -> list[str]:
+    """The chain of files by which `path` imports `library`, however indirectly; empty where it does not."""
+    by: dict[Path, Path | None] = {path: None}
+    waiting = [path]
+    while waiting:
+        file = waiting.pop()
+        tree = ast.walk(ast.parse(file.read_text()))
+        members = {f"{n.module}.{a.name}" for n in tree if isinstance(n, ast.ImportFrom) for a in n.names}
+        names = imports(file) | members
+        if any(top(name) == library for name in names):
+            chain: list[str] = []
+            step: Path | None = file
+            while step is not None:
+                chain.append(step.relative_to(ROOT).as_posix())
+                step = by[step]
+            return chain[::-1]
+        for other in (other for name in names for other in own_files(name)):
+            if other not in by:
+                by[other] = file
+                waiting.append(other)
+    return []
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("*/infer.py")), ids=lambda path: path.parent.name)
+def test_using_a_model_brings_no_training_library_along(path: Path) -> None:
+    assert brought_along(path, "lightning") == []
+
+
+def test_a_library_behind_other_modules_is_found() -> None:
+    chain = brought_along(ROOT / "voice2face" / "train.py", "lightning")
+    assert chain[0] == "voice2face/train.py"
+    assert "lightning" in {top(name) for name in imports(ROOT / chain[-1])}
+
+
 def test_experiments_hold_no_code() -> None:
     files = [path for path in (ROOT / "experiments").rglob("*") if path.is_file()]
     assert files

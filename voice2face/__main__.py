@@ -8,7 +8,7 @@ import torch
 import typer
 
 from common.audio.io import check_voice, load_audio
-from common.checkpoints import load_checkpoint
+from common.checkpoint_file import load_checkpoint
 from common.cli import (
     Checkpoint,
     ConfigFile,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.checkpoints import load_checkpoint
+from common.checkpoint_file import load_checkpoint
 from common.config import from_dict
 from voice2face.build import build_face_tower, build_generator, build_voice, take
 from voice2face.config import Config

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from common.checkpoints import LAST, load_checkpoint
+from common.checkpoint_file import LAST, load_checkpoint
 from common.cli import pick_device
 from common.config import config_hash, from_dict, load, to_dict
 from common.data.corpus import Corpus

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from common.checkpoints import LAST, load_checkpoint
+from common.checkpoint_file import LAST, load_checkpoint
 from common.data.corpus import Corpus
 from common.run import fit
 from voice2face import encoder_module
