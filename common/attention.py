@@ -1,5 +1,7 @@
 """Attention blocks that more than one package uses. All keep the shape of their input (B, C, H, W)."""
 
+from typing import Literal, cast, get_args
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -110,3 +112,93 @@ class SelfAttention2d(nn.Module):
             query, key = F.pad(query, missing), F.pad(key, missing)
         attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)
         return x + self.gamma * attended[:, 0].mT.reshape(x.shape)
+
+
+Residual = Literal["none", "add", "identity_init"]
+"""How a gate M in (0, 1) acts on x: M x as paper 3 prints it, x + M x, or 2 M x with M = 1/2 at first.
+
+The printed form scales features by about a half per gate before it has learned anything, which spoils weights that
+were trained without it; `identity_init` starts as the identity and has no more parameters.
+"""
+
+
+class ChannelAttention(nn.Module):
+    """Channel weights from global average pooling and two 1x1 convolutions (paper 3, eqs. 4 and 5).
+
+    Args:
+        channels: C of the input.
+        reduction: bottleneck factor r; the bottleneck has at least 4 channels.
+        residual: how the weights act, see `Residual`.
+
+    Shape: (B, C, H, W) -> the same.
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 16, residual: Residual = "none") -> None:
+        super().__init__()
+        hidden = max(4, channels // reduction)
+        self.squeeze = nn.Conv2d(channels, hidden, 1)
+        self.excite = nn.Conv2d(hidden, channels, 1)
+        self.residual = _start(self.excite, residual)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = x.mean(dim=(2, 3), keepdim=True)
+        return x * _factor(self.excite(self.squeeze(pooled).relu()), self.residual)
+
+
+class SpatialAttention(nn.Module):
+    """Weights of positions from the channels' maximum and mean and one convolution (paper 3, eqs. 6 to 9).
+
+    Args:
+        kernel: odd side of the convolution; the paper names none.
+        residual: how the weights act, see `Residual`.
+
+    Shape: (B, C, H, W) -> the same.
+    """
+
+    def __init__(self, *, kernel: int = 7, residual: Residual = "none") -> None:
+        super().__init__()
+        if kernel < 1 or kernel % 2 == 0:
+            raise ValueError(f"spatial attention needs an odd kernel, got {kernel}")
+        self.conv = nn.Conv2d(2, 1, kernel, padding=kernel // 2)
+        self.residual = _start(self.conv, residual)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = torch.cat([x.amax(dim=1, keepdim=True), x.mean(dim=1, keepdim=True)], dim=1)
+        return x * _factor(self.conv(pooled), self.residual)
+
+
+class ChannelSpatialAttention(nn.Module):
+    """Channel attention, then spatial attention of its result (paper 3, fig. 3).
+
+    With `residual="add"` the input is added once, to the result of both.
+
+    Shape: (B, C, H, W) -> the same.
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 16, kernel: int = 7, residual: Residual = "none") -> None:
+        super().__init__()
+        self.adds = residual == "add"
+        inner: Residual = "none" if residual == "add" else residual
+        self.channel = ChannelAttention(channels, reduction=reduction, residual=inner)
+        self.spatial = SpatialAttention(kernel=kernel, residual=inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        attended = self.spatial(self.channel(x))
+        return x + attended if self.adds else attended
+
+
+def _start(last: nn.Conv2d, residual: Residual) -> Residual:
+    """Check the form, and zero the gate's last layer where the form wants it."""
+    if residual not in get_args(Residual):
+        raise ValueError(f"residual {residual!r} is not one of {', '.join(get_args(Residual))}")
+    if residual == "identity_init":
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(cast(Tensor, last.bias))
+    return residual
+
+
+def _factor(logits: Tensor, residual: Residual) -> Tensor:
+    gate = logits.sigmoid()
+    if residual == "add":
+        return 1 + gate
+    return 2 * gate if residual == "identity_init" else gate
