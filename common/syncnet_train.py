@@ -100,10 +100,13 @@ class SyncLossConfig:
     """What is minimised."""
 
     name: Literal["infonce", "margin"] = "infonce"
-    """`infonce`: classify the right window among all of the batch; `margin`: Chung and Zisserman, eq. 1"""
-    temperature: float = 1.0
-    """of infonce, whose logits are minus squared distances over it"""
-    margin: float = 4.0
+    """`infonce`: classify the right window among the others; `margin`: Chung and Zisserman, eq. 1"""
+    across: float = 0.3
+    """weight of the contrast with all windows of the batch, beside that within each clip: other people are easy to
+    tell apart by their voices alone, which teaches nothing about sync"""
+    temperature: float = 10.0
+    """of infonce, whose logits are minus squared distances over it; its root sets the scale of LSE-D"""
+    margin: float = 6.0
     """distance from which on wrong pairs of `margin` are left alone"""
     hard: float = 0.2
     """share of the wrong pairs, the closest ones, that `margin` sees"""
@@ -139,31 +142,34 @@ def build_syncnet(cfg: SyncModelConfig) -> SyncNet:
 
 
 def squared_distances(lips: Tensor, sounds: Tensor) -> Tensor:
-    """(N,D) and (M,D) -> (N,M), in float32."""
-    return (lips.float()[:, None] - sounds.float()[None]).square().sum(dim=2)
+    """(...,N,D) and (...,M,D) -> (...,N,M), in float32, without the differences themselves, D times as large."""
+    lips, sounds = lips.float(), sounds.float()
+    squares = lips.square().sum(dim=-1)[..., :, None] + sounds.square().sum(dim=-1)[..., None, :]
+    with torch.autocast(lips.device.type, enabled=False):
+        return (squares - 2 * lips @ sounds.mT).clamp(min=0)
 
 
 def infonce_loss(distances: Tensor, temperature: float = 1.0) -> Tensor:
-    """Symmetric cross-entropy of the diagonal of squared distances (N,N) among its row and its column."""
+    """Symmetric cross-entropy of the diagonals of squared distances (B,N,N) among their rows and columns."""
     logits = -distances / temperature
-    target = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
+    target = torch.arange(logits.shape[-1], device=logits.device).expand(logits.shape[:-1])
+    return (F.cross_entropy(logits.mT, target) + F.cross_entropy(logits, target)) / 2
 
 
-def margin_loss(distances: Tensor, margin: float = 4.0, hard: float = 1.0) -> Tensor:
-    """Half of mean d^2 on the diagonal plus mean max(0, margin - d)^2 beside it (Chung and Zisserman 2016, eq. 1).
+def margin_loss(distances: Tensor, margin: float = 6.0, hard: float = 1.0) -> Tensor:
+    """Half of mean d^2 on the diagonals plus mean max(0, margin - d)^2 beside them (Chung and Zisserman 2016, eq. 1).
 
     Args:
-        distances: squared distances (N,N), N > 1.
+        distances: squared distances (B,N,N), N > 1.
         margin: distance from which on a wrong pair is left alone.
         hard: share of the wrong pairs that counts, the closest ones; 1 is the published mean over all.
     """
-    count = len(distances)
-    wrong = distances[~torch.eye(count, dtype=torch.bool, device=distances.device)]
+    right = torch.eye(distances.shape[-1], dtype=torch.bool, device=distances.device)
+    wrong = distances[:, ~right].flatten()
     kept = wrong.topk(max(1, round(hard * len(wrong))), largest=False).values
     # The root's slope is infinite at 0.
     violation = F.relu(margin - (kept + 1e-12).sqrt()).square().mean()
-    return (distances.diagonal().mean() + violation) / 2
+    return (distances[:, right].mean() + violation) / 2
 
 
 class SyncWindows(Dataset[dict[str, Tensor]]):
@@ -282,21 +288,27 @@ class SyncTraining(TrainModule):
         return self.net.lips(video), self.net.sounds(cepstra)
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The contrast, and how often the right sound is the nearest of its own clip."""
+        """The contrasts within clips and across the batch, and how often the nearest sound of the clip is the right."""
         lips, sounds = self(batch["video"], batch["cepstra"])
-        distances = squared_distances(lips.flatten(0, 1), sounds.flatten(0, 1))
+        within = squared_distances(lips, sounds)
+        across = squared_distances(lips.flatten(0, 1), sounds.flatten(0, 1))[None]
         cfg = self.cfg.loss
         if cfg.name == "infonce":
-            contrast = infonce_loss(distances, cfg.temperature)
+            terms = {"within": infonce_loss(within, cfg.temperature), "across": infonce_loss(across, cfg.temperature)}
         else:
-            contrast = margin_loss(distances, cfg.margin, cfg.hard)
-        own = (lips[:, :, None] - sounds[:, None]).detach().float().square().sum(dim=-1)
-        right = own.argmin(dim=2) == torch.arange(lips.shape[1], device=own.device)
-        return {"contrast": contrast, "top1": right.float().mean()}
+            terms = {name: margin_loss(d, cfg.margin, cfg.hard) for name, d in (("within", within), ("across", across))}
+        right = within.detach().argmin(dim=2) == torch.arange(within.shape[1], device=within.device)
+        return terms | {"top1": right.float().mean()}
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> dict[str, Tensor]:
         losses = self.losses(self.varied(batch))
-        return {"loss": losses["contrast"], "loss_contrast": losses["contrast"].detach(), "top1": losses["top1"]}
+        total = losses["within"] + self.cfg.loss.across * losses["across"]
+        return {
+            "loss": total,
+            "loss_within": losses["within"].detach(),
+            "loss_across": losses["across"].detach(),
+            "top1": losses["top1"],
+        }
 
     def varied(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Place, size, light and sound of each clip changed at random, all its frames alike."""

@@ -26,7 +26,7 @@ MIN_FRAMES = WINDOW + 1
 """syncnet_python leaves the last window out, so that six frames are the first to give one."""
 INJECTED = tuple(range(-5, 6))
 """Offsets in frames that `injected_offsets` puts in."""
-_BLOCK = 256  # windows whose shifted copies are held at once: 32 MB at 1024 numbers each
+_BLOCK_CPU, _BLOCK_DEVICE = 16, 512  # windows whose shifted copies are held at once; on a CPU they stay in the cache
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ def shift_distances(lips: Tensor, sounds: Tensor, max_shift: int = MAX_SHIFT) ->
     if len(lips) == 0:
         raise ValueError("there are no windows to compare")
     padded = F.pad(sounds, (0, 0, max_shift, max_shift)).unfold(0, 2 * max_shift + 1, 1).transpose(1, 2)
-    pairs = zip(lips.split(_BLOCK), padded.split(_BLOCK), strict=True)
+    block = _BLOCK_CPU if lips.device.type == "cpu" else _BLOCK_DEVICE
+    pairs = zip(lips.split(block), padded.split(block), strict=True)
     return torch.cat([F.pairwise_distance(lip[:, None].expand_as(sound), sound) for lip, sound in pairs])
 
 

@@ -96,7 +96,7 @@ def test_padding_with_zeros_shows_in_the_official_mean_only() -> None:
 def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     lips, sounds = embeddings(33, 64)
     whole = shift_distances(lips, sounds)
-    monkeypatch.setattr(lse, "_BLOCK", 7)
+    monkeypatch.setattr(lse, "_BLOCK_CPU", 7)
     assert torch.equal(shift_distances(lips, sounds), whole)
 
 

@@ -50,35 +50,41 @@ def config(corpus: Corpus, out: Path, *words: str) -> SyncConfig:
 
 def test_distances_equal_a_loop() -> None:
     generator = torch.Generator().manual_seed(0)
-    a, b = torch.randn(3, 7, generator=generator), torch.randn(5, 7, generator=generator)
+    a, b = torch.randn(2, 3, 7, generator=generator), torch.randn(2, 5, 7, generator=generator)
     found = squared_distances(a, b)
-    for i in range(3):
-        for j in range(5):
-            assert float(found[i, j]) == pytest.approx(float((a[i] - b[j]).square().sum()), rel=1e-6)
+    for clip in range(2):
+        for i in range(3):
+            for j in range(5):
+                assert float(found[clip, i, j]) == pytest.approx(float((a[clip, i] - b[clip, j]).square().sum()), 1e-4)
+    assert (squared_distances(a, a).diagonal(dim1=1, dim2=2).abs() < 1e-5).all()
 
 
 def test_infonce_equals_a_loop_and_falls_to_zero_for_right_pairs() -> None:
-    distances = torch.rand(6, 6, generator=torch.Generator().manual_seed(1)) * 3
+    distances = torch.rand(3, 6, 6, generator=torch.Generator().manual_seed(1)) * 3
     expected = 0.0
-    for matrix in (distances, distances.t()):
+    for matrix in (*distances, *distances.mT):
         for i in range(6):
             scores = torch.exp(-matrix[i] / 0.5)
-            expected -= float(torch.log(scores[i] / scores.sum())) / 12
+            expected -= float(torch.log(scores[i] / scores.sum())) / 36
     assert float(infonce_loss(distances, 0.5)) == pytest.approx(expected, rel=1e-5)
-    apart = torch.full((6, 6), 200.0).fill_diagonal_(0)
+    apart = torch.full((1, 6, 6), 200.0)
+    apart[0].fill_diagonal_(0)
     assert float(infonce_loss(apart)) == pytest.approx(0, abs=1e-6)
 
 
 def test_margin_equals_the_published_loop() -> None:
-    distances = torch.rand(5, 5, generator=torch.Generator().manual_seed(2)) * 9
-    right = [float(distances[i, i]) for i in range(5)]
-    wrong = [max(0.0, 2 - float(distances[i, j]) ** 0.5) ** 2 for i in range(5) for j in range(5) if i != j]
-    assert float(margin_loss(distances, 2.0)) == pytest.approx((sum(right) / 5 + sum(wrong) / 20) / 2, rel=1e-5)
-    closest = sorted(float(distances[i, j]) for i in range(5) for j in range(5) if i != j)[:4]
-    hard = sum(max(0.0, 2 - d**0.5) ** 2 for d in closest) / 4
-    assert float(margin_loss(distances, 2.0, 0.2)) == pytest.approx((sum(right) / 5 + hard) / 2, rel=1e-5)
-    assert float(margin_loss(torch.full((4, 4), 99.0).fill_diagonal_(0), 4.0)) == 0
-    points = torch.zeros(3, 2, requires_grad=True)
+    distances = torch.rand(2, 5, 5, generator=torch.Generator().manual_seed(2)) * 9
+    right = [float(matrix[i, i]) for matrix in distances for i in range(5)]
+    others = sorted(float(matrix[i, j]) for matrix in distances for i in range(5) for j in range(5) if i != j)
+    wrong = [max(0.0, 2 - value**0.5) ** 2 for value in others]
+    assert float(margin_loss(distances, 2.0)) == pytest.approx((sum(right) / 10 + sum(wrong) / 40) / 2, rel=1e-5)
+    assert float(margin_loss(distances, 2.0, 0.2)) == pytest.approx(
+        (sum(right) / 10 + sum(wrong[:8]) / 8) / 2, rel=1e-5
+    )
+    apart = torch.full((1, 4, 4), 99.0)
+    apart[0].fill_diagonal_(0)
+    assert float(margin_loss(apart, 4.0)) == 0
+    points = torch.zeros(1, 3, 2, requires_grad=True)
     margin_loss(squared_distances(points, points)).backward()
     assert points.grad is not None
     assert points.grad.isfinite().all()
@@ -182,9 +188,14 @@ def losses(folder: Path) -> list[dict[str, str]]:
 
 def test_training_validates_resumes_to_the_bit_and_loads(corpus: Corpus, tmp_path: Path) -> None:
     whole = train_syncnet(config(corpus, tmp_path / "a", "trainer.steps=4", "trainer.val_every=4"))
-    assert {"train/loss_contrast", "train/top1", "val/lse_c", "val/lse_d", "val/offset_accuracy"} <= set(
-        losses(whole)[0]
-    )
+    assert {
+        "train/loss_within",
+        "train/loss_across",
+        "train/top1",
+        "val/lse_c",
+        "val/lse_d",
+        "val/offset_accuracy",
+    } <= set(losses(whole)[0])
     train_syncnet(config(corpus, tmp_path / "b", "trainer.steps=4", "trainer.kwargs={limit_train_batches: 2}"))
     split = train_syncnet(config(corpus, tmp_path / "b", "trainer.steps=4"), resume=True)
     assert [row["train/loss"] for row in losses(split)] == [row["train/loss"] for row in losses(whole)]
