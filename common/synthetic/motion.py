@@ -58,7 +58,9 @@ def blinks(rng: np.random.Generator, times: Array, *, interval: float = 2.5) -> 
     return shut
 
 
-def upper_face(rng: np.random.Generator, names: Sequence[str], times: Array, loud: Array) -> NDArray[np.float32]:
+def upper_face(
+    rng: np.random.Generator, names: Sequence[str], times: Array, loud: Array, *, squint: float = 0.0
+) -> NDArray[np.float32]:
     """Expression coefficients (T,Ke) of lids and brows by ARKit's names: blinks, and brows that rise with the stress.
 
     Args:
@@ -66,12 +68,12 @@ def upper_face(rng: np.random.Generator, names: Sequence[str], times: Array, lou
         names: the face model's expressions; those that it lacks are left out.
         times: (T,) s.
         loud: (T,) loudness in [0,1].
+        squint: weight of `eyeSquint` in a blink, for lids that `eyeBlink` alone leaves ajar.
     """
     shut = blinks(rng, times)
     raised = np.clip(rng.uniform(0.1, 0.5) * (loud - 0.4) + sway(rng, times, [0.08])[:, 0], 0, 1)
-    weights = {"eyeBlink": shut, "browInnerUp": raised, "browOuterUp": 0.6 * raised}
-    # lids that shut draw the brows down a little
-    weights["browDown"] = 0.08 * shut
+    weights = {"eyeBlink": shut, "eyeSquint": squint * shut, "browInnerUp": raised, "browOuterUp": 0.6 * raised}
+    weights["browDown"] = 0.08 * shut  # lids that shut draw the brows down a little
     track = np.zeros((len(times), len(names)), dtype=np.float32)
     for column, name in enumerate(names):
         track[:, column] = weights.get(name.removesuffix("_L").removesuffix("_R"), 0.0)

@@ -37,8 +37,8 @@ _BATCH = 8
 _NOISE_DB = -66.0
 """Level of the room's noise in dB of full scale; no room is digitally silent."""
 _PARTED, _OVERLAP = 0.2, 0.005
-"""dm between the lips at full jaw, as `visemes.ARTICULATORS` counts; dm by which closed lips overlap, so that no light
-falls between them."""
+"""dm between the lips at full jaw, as `visemes.ARTICULATORS` counts; dm by which closed lips (and lids)
+overlap, so that no light falls between them."""
 
 
 class Take(NamedTuple):
@@ -121,9 +121,9 @@ def perform(
     identity, albedo = face_coefficients(sample_identity(seed, person), model)
     style = fit_style(model, identity, sample_style(np.random.default_rng([seed, person, 4])))
     loud = loudness(take.wave.numpy(), take.times)
-    expression = expression_track(
-        take.phonemes, model.expression_names, take.times, take.language, rng=rng, style=style
-    ) + upper_face(rng, model.expression_names, take.times, loud)
+    names = model.expression_names
+    expression = expression_track(take.phonemes, names, take.times, take.language, rng=rng, style=style)
+    expression += upper_face(rng, names, take.times, loud, squint=_squint(model, identity))
     nuisance = sample_nuisance(model, rng, 1, _fine_size(size), max_yaw=max_yaw)
     turned, shifted = head_motion(rng, take.times, loud)
     pose = nuisance.angles * torch.tensor([1.0, 1.0, 0.5])
@@ -150,6 +150,18 @@ def fit_style(model: FaceModel, identity: Tensor, style: Style) -> Style:
     ajar = gain * VISEMES["PP"].targets[0]
     gap = rest + ajar * (opened - rest + shut - rest)
     return replace(style, jaw=gain, seal=(gap + _OVERLAP) / max(rest - shut, 0.05))
+
+
+def _squint(model: FaceModel, identity: Tensor) -> float:
+    """Weight of `eyeSquint` beside `eyeBlink` with which the lids of this face (1,Ki) meet: modes of a model's mean
+    face leave wide eyes ajar."""
+    expression = torch.zeros(2, model.sizes[1])
+    for side in "LR":
+        expression[:, model.expression_index(f"eyeBlink_{side}")] = 1.0
+        expression[1, model.expression_index(f"eyeSquint_{side}")] = 1.0
+    marks = model.landmarks(model.shape(identity.expand(2, -1), expression))[..., 1]
+    blink, both = (marks[:, [37, 38, 43, 44]] - marks[:, [41, 40, 47, 46]]).amax(1).tolist()
+    return float(np.clip((blink + _OVERLAP) / max(blink - both, 0.01), 0.0, 1.0))
 
 
 def lip_gaps(landmarks: Tensor) -> Tensor:

@@ -149,12 +149,10 @@ def _clip(options: TalkingCorpusOptions, unit: Unit, model: FaceModel) -> Outcom
 
     def fill(folder: Path) -> None:
         with _one_thread():
-            performance = perform(model, take, options.seed, person, index, size=options.size, max_yaw=options.max_yaw)
-            drawn = draw(model, performance, options.size)
-        coefficients = _coefficients(performance, model, options)
-        write_clip(
-            folder, drawn.images, take.wave, landmarks=drawn.landmarks, coefficients=coefficients, provenance=label
-        )
+            made = perform(model, take, options.seed, person, index, size=options.size, max_yaw=options.max_yaw)
+            drawn = draw(model, made, options.size)
+            truth = _coefficients(made, model, options)
+            write_clip(folder, drawn.images, take.wave, landmarks=drawn.landmarks, coefficients=truth, provenance=label)
         np.savez_compressed(folder / "mask.npz", head=drawn.masks)
         write_json(folder / "visemes.json", _spoken(take))
 
