@@ -10,6 +10,7 @@ from common.compare import compare as compare_runs
 from common.face3d.ict import convert
 from common.provenance import describe_label
 from common.synthetic.build import IdentityCorpusOptions, build_identity_corpus
+from common.synthetic.talking import TalkingCorpusOptions, build_talking_corpus
 from common.weights import report, weights_folder
 
 app = make_app("Corpora, labels and weights that the packages share.")
@@ -35,6 +36,26 @@ def identity(
         identities, voices, faces, size, max_yaw=max_yaw, seed=seed, face_model=face_model, split_by=split_by
     )
     print(build_identity_corpus(out, options, workers=workers).summary())
+
+
+@synthesize.command("talking")
+def synthesize_talking(
+    out: Out,
+    identities: Annotated[int, typer.Option(help="people")] = 6,
+    seconds: Annotated[float, typer.Option(help="of video in all, about")] = 120.0,
+    size: Annotated[int, typer.Option(help="side of the pictures in px")] = 128,
+    seed: Seed = 0,
+    face_model: Annotated[str, typer.Option(help="builtin, ict or ict:PATH")] = "builtin",
+    language: Annotated[list[str] | None, typer.Option(help="zh or en; give it twice for both (the default)")] = None,
+    split_by: Annotated[str, typer.Option(help="identity or recording")] = "identity",
+    max_yaw: Annotated[float, typer.Option(help="largest turn of a clip's pose in degrees")] = 12.0,
+    workers: Annotated[int, typer.Option(help="processes")] = 2,
+) -> None:
+    """People who say sentences, with the truth about face, lips and sync (for lipsync and dubbing3d)."""
+    options = TalkingCorpusOptions(
+        identities, seconds, size, seed, face_model, language or ["zh", "en"], split_by=split_by, max_yaw=max_yaw
+    )
+    print(build_talking_corpus(out, options, workers=workers).summary())
 
 
 @app.command()
