@@ -24,7 +24,7 @@ from common.weights import weights_folder
 
 OWN = "own_syncnet"
 """Folder in the weights folder that holds the networks trained by `--weights own`, one for each corpus."""
-OWN_STEPS = 400
+OWN_STEPS = 200
 VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".3gp"}
 
 

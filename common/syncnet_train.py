@@ -51,7 +51,7 @@ class SyncModelConfig:
     """factor on the published network's channels; the default trains in minutes on a CPU, 1 is the published one"""
     size: int = 64
     """side of its input in px; the published one has 224"""
-    region: tuple[float, float, float, float] = (0.15, 0.45, 0.85, 1.0)
+    region: tuple[float, float, float, float] = (0.15, 0.4, 0.85, 1.0)
     """left, top, right, bottom of what it looks at, as fractions of the frame; here mouth and chin of head and face
     crops alike, so that few pixels suffice; the published network sees everything"""
 

@@ -180,9 +180,9 @@ class LseResult:
     valid_lse_d: Estimate
     valid_lse_c: Estimate
     median_offset: float | None
-    """Frames."""
+    """Frames, of the valid-only offsets: zero vectors attract a weak network."""
     in_sync: float | None
-    """Share of the scores whose offset is -1, 0 or 1."""
+    """Share of the scores whose valid-only offset is -1, 0 or 1."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for metrics.json."""
@@ -210,7 +210,7 @@ def summarize(
 
 def _row(score: SyncScore) -> list[float]:
     """One line of the metric's state."""
-    return [score.distance, score.confidence, score.valid_distance, score.valid_confidence, float(score.offset)]
+    return [score.distance, score.confidence, score.valid_distance, score.valid_confidence, float(score.valid_offset)]
 
 
 def _lse_compute(rows: np.ndarray, groups: np.ndarray, extractor: str, protocol: str) -> LseResult:
