@@ -2,11 +2,13 @@
 
 from lipsync.networks.blocks import fold_batch_norm
 from lipsync.networks.expert import FrozenExpert, SyncExpert, sync_window
-from lipsync.networks.generator import Wav2Lip, prepare_for_inference
+from lipsync.networks.generator import Wav2Lip
+from lipsync.networks.inference import InferenceGenerator, prepare_for_inference
 from lipsync.networks.quality import QualityDiscriminator
 
 __all__ = [
     "FrozenExpert",
+    "InferenceGenerator",
     "QualityDiscriminator",
     "SyncExpert",
     "Wav2Lip",

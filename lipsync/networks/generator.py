@@ -1,5 +1,7 @@
 """Wav2Lip's generator, with paper 3's attention and speech features as switches (M-CSAWav2Lip)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -10,7 +12,6 @@ from lipsync.networks.blocks import (
     audio_layers,
     check_shape,
     conv,
-    fold_batch_norm,
     residual,
     scaled,
     transposed,
@@ -80,35 +81,33 @@ class Wav2Lip(nn.Module):
         Raises:
             ValueError: shapes that do not fit the network or each other.
         """
-        if faces.dim() == 4:
-            return self._draw(audio, faces)
-        if faces.dim() != 5 or audio.shape[:2] != (len(faces), faces.shape[2]):
-            raise ValueError(f"windows {tuple(audio.shape)} and faces {tuple(faces.shape)} are not of the same frames")
-        shape = (faces.shape[2], len(faces))
-        drawn = self._draw(audio.transpose(0, 1).flatten(0, 1), faces.permute(2, 0, 1, 3, 4).flatten(0, 1))
-        return drawn.unflatten(0, shape).permute(1, 2, 0, 3, 4)
+        return over_time(self._draw, audio, faces)
 
-    def _draw(self, audio: Tensor, faces: Tensor) -> Tensor:
+    def check(self, audio: Tensor, faces: Tensor) -> None:
+        """Raise ValueError where windows (N,1,rows,16) and faces (N,6,S,S) are not what this network takes."""
         if audio.shape[1:] != (1, self.rows, WINDOW) or faces.shape[1:] != (6, self.size, self.size):
             raise ValueError(
                 f"expected windows (N, 1, {self.rows}, {WINDOW}) and faces (N, 6, {self.size}, {self.size}), "
                 f"got {tuple(audio.shape)} and {tuple(faces.shape)}"
             )
-        x = self._hear(audio)
-        skips = self._look(faces)
+
+    def _draw(self, audio: Tensor, faces: Tensor) -> Tensor:
+        self.check(audio, faces)
+        x = self.hear(audio)
+        skips = self.look(faces)
         for block in self.face_decoder_blocks:
             x = torch.cat([block(x), skips.pop()], dim=1)
         return self.output_block(x)
 
-    def _hear(self, audio: Tensor) -> Tensor:
-        """Speech embedding (N, C, 1, 1)."""
+    def hear(self, audio: Tensor) -> Tensor:
+        """Windows (N,1,rows,16) -> speech embeddings (N,C,1,1)."""
         x = audio if self.projection is None else self.projection(audio)
         for index, layer in enumerate(self.audio_encoder):
             x = self._attend(_AUDIO_SITES.get(index), layer(x))
         return x
 
-    def _look(self, faces: Tensor) -> list[Tensor]:
-        """Maps of the identity encoder, from the largest to (N, C, 1, 1)."""
+    def look(self, faces: Tensor) -> list[Tensor]:
+        """Faces (N,6,S,S) -> maps of the identity encoder, from (N,C,S,S) to (N,C,1,1)."""
         maps = [faces]
         for index, block in enumerate(self.face_encoder_blocks):
             maps.append(self._attend(_FACE_SITES.get(index), block(maps[-1])))
@@ -116,6 +115,21 @@ class Wav2Lip(nn.Module):
 
     def _attend(self, site: str | None, x: Tensor) -> Tensor:
         return self.attention[site](x) if site is not None and site in self.attention else x
+
+
+def over_time(draw: Callable[[Tensor, Tensor], Tensor], audio: Tensor, faces: Tensor) -> Tensor:
+    """Draw (B,T,1,rows,16) and (B,6,T,S,S) as B T single frames, all of frame 0 first; (B,3,T,S,S). 4-D goes as it is.
+
+    Raises:
+        ValueError: windows and faces of different counts.
+    """
+    counts = [len(faces)] if faces.dim() == 4 else [len(faces), *faces.shape[2:3]]
+    if audio.dim() != faces.dim() or list(audio.shape[: len(counts)]) != counts:
+        raise ValueError(f"windows {tuple(audio.shape)} and faces {tuple(faces.shape)} are not of the same frames")
+    if faces.dim() == 4:
+        return draw(audio, faces)
+    drawn = draw(audio.transpose(0, 1).flatten(0, 1), faces.permute(2, 0, 1, 3, 4).flatten(0, 1))
+    return drawn.unflatten(0, (faces.shape[2], len(faces))).permute(1, 2, 0, 3, 4)
 
 
 def _gate(mode: str, channels: int, reduction: int, residual: Residual) -> nn.Module:
@@ -149,16 +163,3 @@ def _decoder(size: int, width: float) -> nn.ModuleList:
         blocks.append(nn.Sequential(grow, *(residual(output) for _ in range(count))))
         before = output
     return nn.ModuleList(blocks)
-
-
-def prepare_for_inference(generator: Wav2Lip) -> Wav2Lip:
-    """A frozen copy for eval: norms and residual sums folded into the convolutions, weights in channels-last order.
-
-    Same calls and results (to 1e-5) as the network in eval mode; call it under `torch.inference_mode()` with batches
-    of 8 to 32 frames on a CPU, 128 on a GPU. The copy is for inference only, see `fold_batch_norm`.
-    """
-    folded = fold_batch_norm(generator).requires_grad_(False)
-    for parameter in folded.parameters():
-        if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    return folded
