@@ -1,10 +1,10 @@
 """Speech features of the lip-sync networks: waves (B, n) at 16 kHz -> maps (B, rows, frames), 80 frames a second.
 
-Frame f is centred at sample 200 f and sees samples 200 f - 401 to 200 f + 399; outside of the wave is digital zero.
+Frame f is centred at sample 200 f and sees samples 200 f - 400 to 200 f + 399; outside of the wave is digital zero.
 The slopes of cepstra reach four frames further to both sides, and the edges of the map are replicated for them. A
-stream is therefore cut as follows: to get frames a to b, feed the samples from 200 (a - before) to 200 (b + after),
-where (before, after) is the module's `context`, and drop the `before` frames ahead and what comes behind; at the
-ends of the recording feed what there is. The result is that of the whole wave.
+stream is therefore cut as follows: for frames a to b - 1 feed samples 200 (a - before) to 200 (b + after) - 1, where
+(before, after) is the module's `context`, and drop the `before` frames ahead and all behind; at the ends of the
+recording feed what there is. The result is that of the whole wave.
 
 All arithmetic up to the logarithm is float64 where the device has it: a quiet band beside a loud one drowns in
 float32's rounding. The modules are differentiable; autocast does not touch them.
@@ -67,7 +67,7 @@ class Wav2LipMel(SpeechFeatures):
     """
 
     rows = BANDS
-    context = (3, 2)
+    context = (2, 1)
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class MelMFCC(SpeechFeatures):
         mel: put the 80 rows of the mel before the 39.
     """
 
-    context = (3 + 4, 2 + 4)
+    context = (2 + 4, 1 + 4)
 
     def __init__(self, *, mel: bool = True) -> None:
         super().__init__()

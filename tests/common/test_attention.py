@@ -7,7 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from common.attention import EfficientMultiScaleAttention, SelfAttention2d, SqueezeExcitation
+from common.attention import (
+    ChannelAttention,
+    ChannelSpatialAttention,
+    EfficientMultiScaleAttention,
+    Residual,
+    SelfAttention2d,
+    SpatialAttention,
+    SqueezeExcitation,
+)
 from common.losses import path_lengths, r1_penalty
 
 
@@ -162,3 +170,97 @@ def test_self_attention_differentiates_twice_under_the_math_kernel() -> None:
         lengths = path_lengths(lambda w: block(w.reshape(2, 4, 2, 3)), ws)
     (r1 + lengths.sum()).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in block.parameters())
+
+
+def channel_weights(block: ChannelAttention, x: Tensor) -> list[float]:
+    """Paper 3, eqs. 4 and 5, for one map (C, H, W)."""
+    height, width = x.shape[1:]
+    pooled = [sum(map(sum, plane)) / (height * width) for plane in x.tolist()]
+    hidden = [
+        max(0.0, sum(w * p for w, p in zip(row, pooled, strict=True)) + bias)
+        for row, bias in zip(block.squeeze.weight.flatten(1).tolist(), block.squeeze.bias.tolist(), strict=True)
+    ]
+    return [
+        sigmoid(sum(w * h for w, h in zip(row, hidden, strict=True)) + bias)
+        for row, bias in zip(block.excite.weight.flatten(1).tolist(), block.excite.bias.tolist(), strict=True)
+    ]
+
+
+def spatial_weights(block: SpatialAttention, x: Tensor) -> list[list[float]]:
+    """Paper 3, eqs. 6 to 9, for one map (C, H, W)."""
+    channels, height, width = x.shape
+    values, reach = x.tolist(), block.conv.padding[0]
+    planes = [
+        [[max(values[c][i][j] for c in range(channels)) for j in range(width)] for i in range(height)],
+        [[sum(values[c][i][j] for c in range(channels)) / channels for j in range(width)] for i in range(height)],
+    ]
+    kernel, bias = block.conv.weight[0].tolist(), block.conv.bias.item()
+
+    def at(i: int, j: int) -> float:
+        return bias + sum(
+            kernel[p][di + reach][dj + reach] * planes[p][i + di][j + dj]
+            for p in range(2)
+            for di in range(-reach, reach + 1)
+            for dj in range(-reach, reach + 1)
+            if 0 <= i + di < height and 0 <= j + dj < width
+        )
+
+    return [[sigmoid(at(i, j)) for j in range(width)] for i in range(height)]
+
+
+FACTORS = {"none": lambda gate: gate, "add": lambda gate: 1 + gate, "identity_init": lambda gate: 2 * gate}
+
+
+@pytest.mark.parametrize("residual", ["none", "add", "identity_init"])
+@pytest.mark.parametrize(("channels", "height", "width"), [(6, 3, 5), (9, 1, 1), (1, 8, 2)])
+def test_gates_of_paper_3_equal_their_equations(residual: Residual, channels: int, height: int, width: int) -> None:
+    torch.manual_seed(5)
+    channel = ChannelAttention(channels, reduction=2, residual=residual).double()
+    spatial = SpatialAttention(kernel=3, residual=residual).double()
+    both = ChannelSpatialAttention(channels, reduction=2, kernel=3, residual=residual).double()
+    for block in (channel, spatial, both):
+        randomise(block)
+    factor, x = FACTORS[residual], torch.randn(2, channels, height, width, dtype=torch.float64)
+    for b in range(2):
+        m_c = torch.tensor(channel_weights(channel, x[b]), dtype=torch.float64)[:, None, None]
+        torch.testing.assert_close(channel(x)[b], x[b] * factor(m_c))
+        m_s = torch.tensor(spatial_weights(spatial, x[b]), dtype=torch.float64)
+        torch.testing.assert_close(spatial(x)[b], x[b] * factor(m_s))
+        inner = (lambda gate: gate) if residual == "add" else factor
+        first = x[b] * inner(torch.tensor(channel_weights(both.channel, x[b]), dtype=torch.float64)[:, None, None])
+        second = first * inner(torch.tensor(spatial_weights(both.spatial, first), dtype=torch.float64))
+        torch.testing.assert_close(both(x)[b], x[b] + second if residual == "add" else second)
+
+
+def test_gates_of_paper_3_have_the_published_size() -> None:
+    def size(block: nn.Module) -> int:
+        return sum(parameter.numel() for parameter in block.parameters())
+
+    assert size(ChannelAttention(256)) == 2 * 256 * 16 + 16 + 256
+    assert size(ChannelAttention(32)) == 2 * 32 * 4 + 4 + 32  # never fewer than 4 hidden channels
+    assert size(SpatialAttention()) == 2 * 49 + 1
+    assert 2 * size(ChannelSpatialAttention(256)) + size(ChannelSpatialAttention(32)) == 17_517
+
+
+@pytest.mark.parametrize("block", [ChannelAttention(8), SpatialAttention(), ChannelSpatialAttention(8)])
+def test_gates_of_paper_3_scale_down_unless_they_start_as_the_identity(block: nn.Module) -> None:
+    torch.manual_seed(6)
+    x = torch.rand(4, 8, 6, 6) + 0.1
+    assert (block(x) < x).all()
+    options = {"residual": "identity_init"} | ({} if isinstance(block, SpatialAttention) else {"channels": 8})
+    start = type(block)(**options)
+    assert torch.equal(start(x), x)
+    optimiser = torch.optim.SGD(start.parameters(), lr=1.0)
+    for _ in range(2):
+        optimiser.zero_grad()
+        (start(x) * torch.linspace(-1, 1, 8)[:, None, None]).sum().backward()
+        optimiser.step()
+    assert not torch.equal(start(x), x)
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in start.parameters())
+
+
+def test_gates_of_paper_3_refuse_what_they_cannot_be() -> None:
+    with pytest.raises(ValueError, match="residual 'gated' is not one of none, add, identity_init"):
+        ChannelAttention(8, residual="gated")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="odd kernel"):
+        SpatialAttention(kernel=4)
