@@ -1,5 +1,6 @@
 """Stage B: the generator learns to draw the speaker's face (paper 2, section 2.2, eqs 12-15)."""
 
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any, Literal
 
@@ -179,30 +180,41 @@ class VoicePortrait(TrainModule):
 
     def regularise(self, real: Tensor, embedding: Tensor) -> dict[str, Tensor]:
         """Lazy R1 (eq. 15) and path length (eq. 13), each an update of its own times its interval."""
-        cfg, weights = self.cfg.optim, self.cfg.weights
-        d_optimizer, g_optimizer = self.optimizers()  # type: ignore[attr-defined]  # a list of two
-        logged = {}
-        if weights.r1 > 0 and self.step % cfg.r1_every == 0:
-            with self.updating(d_optimizer):
-                r1 = r1_penalty(lambda images: self.discriminator(images, force_fp32=True), real, weights.r1)
-                self.manual_backward(r1 * cfg.r1_every)
-            logged["loss_r1"] = r1
-        if weights.path_length > 0 and self.step % cfg.path_length_every == 0:
-            with self.updating(g_optimizer):
-                # Half the batch, as in StyleGAN2: this penalty costs the most memory.
-                ws = self.generator.mapping(self.latents(embedding[: -(-len(embedding) // 2)], "path latent"))
-                penalty, lengths = path_length_penalty(
-                    lambda ws: self.draw(ws, "path noise", force_fp32=True),
-                    ws,
-                    self.path_length_mean,
-                    noise=self.random.normal(self.step, "path direction", (len(ws), *real.shape[1:])),
-                    decay=cfg.path_length_decay,
-                    reduce=reduce_mean,
-                )
-                self.manual_backward(penalty * weights.path_length * cfg.path_length_every)
-            self.path_length_mean.lerp_(reduce_mean(lengths.mean()), cfg.path_length_decay)
-            logged["loss_path_length"] = penalty
-        return logged
+        return self.regularise_judge(real) | self.regularise_paths(embedding, real.shape[1:])
+
+    def regularise_judge(self, real: Tensor) -> dict[str, Tensor]:
+        """R1, where it is due."""
+        cfg, gamma = self.cfg.optim, self.cfg.weights.r1
+        if gamma == 0 or self.step % cfg.r1_every:
+            return {}
+        with self.updating(self.optimizers()[0]):  # type: ignore[index]  # a list of two
+            r1 = r1_penalty(lambda images: self.discriminator(images, force_fp32=True), real, gamma)
+            self.manual_backward(r1 * cfg.r1_every)
+        return {"loss_r1": r1}
+
+    def regularise_paths(self, embedding: Tensor, shape: Sequence[int]) -> dict[str, Tensor]:
+        """Path length of pictures of `shape` (C,H,W), where it is due."""
+        cfg, weight = self.cfg.optim, self.cfg.weights.path_length
+        if weight == 0 or self.step % cfg.path_length_every:
+            return {}
+        with self.updating(self.optimizers()[1]):  # type: ignore[index]  # a list of two
+            # Half the batch, as in StyleGAN2: this penalty costs the most memory.
+            ws = self.generator.mapping(self.latents(embedding[: -(-len(embedding) // 2)], "path latent"))
+            penalty, lengths = path_length_penalty(
+                self.path_images,
+                ws,
+                self.path_length_mean,
+                noise=self.random.normal(self.step, "path direction", (len(ws), *shape)),
+                decay=cfg.path_length_decay,
+                reduce=reduce_mean,
+            )
+            self.manual_backward(penalty * weight * cfg.path_length_every)
+        self.path_length_mean.lerp_(reduce_mean(lengths.mean()), cfg.path_length_decay)
+        return {"loss_path_length": penalty}
+
+    def path_images(self, ws: Tensor) -> Tensor:
+        """The pictures of W+ whose path length is regularised, twice differentiable."""
+        return self.draw(ws, "path noise", force_fp32=True)
 
     @property
     def recordings(self) -> WholeRecordings:

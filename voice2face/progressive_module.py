@@ -91,8 +91,6 @@ class ProgressivePortrait(GrowingPortrait):
             raise UserError(
                 f"generator.kwargs.stages are {ours} and discriminator.kwargs.stages {theirs}; make them equal"
             )
-        if cfg.weights.path_length > 0:
-            raise UserError("weights.path_length belongs to StyleGAN2; set it to 0 for the progressive generator")
         heads = [judge.identity_head(people) for judge in self.discriminator]
         self.classifier = StageHeads(heads, AMSoftmax(embedding_dim(cfg), people))
         self.game = GAMES[cfg.progressive.adversarial]
@@ -177,6 +175,7 @@ class ProgressivePortrait(GrowingPortrait):
             g_loss = self.weighted(g_terms)
             self.manual_backward(g_loss)
         logged = {"d_loss": d_loss, "g_loss": g_loss} | self.regularise_stages(reals)
+        logged |= self.regularise_paths(embedding.detach(), reals[-1].shape[1:])
         ema_update(self.generator_ema, self.generator, self.ema_beta(len(embedding)))
         return logged | {f"loss_{name}": value for name, value in (d_terms | g_terms).items()}
 
@@ -191,3 +190,8 @@ class ProgressivePortrait(GrowingPortrait):
             r1 = torch.stack([r1_penalty(partial(judge, force_fp32=True), real, gamma) for judge, real in pairs]).sum()
             self.manual_backward(r1 * cfg.r1_every)
         return {"loss_r1": r1}
+
+    def path_images(self, ws: Tensor) -> Tensor:
+        """The newest stage's own, not enlarged, so that a path is as long at every growth."""
+        images: list[Tensor] = self.generator.synthesis.stages(ws, force_fp32=True)
+        return images[-1]
