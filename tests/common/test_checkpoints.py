@@ -3,7 +3,6 @@
 import pickle
 import resource
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,7 @@ from common.errors import UserError
 from common.run import load_checkpoint
 from tests.common.toy_gan import rows, toy_config, train_toy
 
-
-@pytest.fixture(scope="module", autouse=True)
-def threads() -> Iterator[None]:
-    """Give the process its threads back: the toy's bits are compared on one."""
-    count = torch.get_num_threads()
-    yield
-    torch.set_num_threads(count)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of an uninterrupted run."""
-    return train_toy(toy_config(tmp_path_factory.mktemp("whole")))[0]
+pytestmark = pytest.mark.usefixtures("threads")
 
 
 def test_a_torn_last_checkpoint_falls_back_with_a_warning(tmp_path: Path, whole: Path) -> None:

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,7 @@ from common.run import load_checkpoint
 from tests.common.toy_gan import ToyGAN, rows, toy_config, train_toy
 from tests.common.toy_processes import DDP_CHANGES
 
-
-@pytest.fixture(scope="module", autouse=True)
-def threads() -> Iterator[None]:
-    """Give the process its threads back: the toy's bits are compared on one."""
-    count = torch.get_num_threads()
-    yield
-    torch.set_num_threads(count)
+pytestmark = pytest.mark.usefixtures("threads")
 
 
 @pytest.fixture(scope="module")

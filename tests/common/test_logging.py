@@ -1,7 +1,6 @@
 """Rows, samples, dashboards; the average of weights and the noise of a step."""
 
 import csv
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -18,19 +17,7 @@ from common.loggers import CsvLogger, make_loggers, wandb_mode
 from common.rng import StepRandom
 from tests.common.toy_gan import ToyConfig, rows, toy_config, train_toy
 
-
-@pytest.fixture(scope="module", autouse=True)
-def threads() -> Iterator[None]:
-    """Give the process its threads back: the toy's bits are compared on one."""
-    count = torch.get_num_threads()
-    yield
-    torch.set_num_threads(count)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of an uninterrupted run."""
-    return train_toy(toy_config(tmp_path_factory.mktemp("whole")))[0]
+pytestmark = pytest.mark.usefixtures("threads")
 
 
 def test_wandb_offline_writes_into_the_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

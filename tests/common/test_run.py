@@ -1,9 +1,9 @@
 """Training that survives a crash: killed runs equal uninterrupted ones to the bit."""
 
+import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from common.checkpoints import LAST, PREVIOUS
 from common.config import from_dict, load
 from common.errors import DivergenceError, UserError
-from common.hardware import describe_hardware
 from common.run import fit, git_version, load_checkpoint
 from common.training import TrainModule
 from tests.common.toy_gan import ToyConfig, ToyData, rows, toy_config, train_toy
@@ -26,19 +25,7 @@ from tests.common.toy_processes import KILLED, run_folder
 
 ROOT = Path(__file__).parents[2]
 
-
-@pytest.fixture(scope="module", autouse=True)
-def threads() -> Iterator[None]:
-    """Give the process its threads back: the toy's bits are compared on one."""
-    count = torch.get_num_threads()
-    yield
-    torch.set_num_threads(count)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of an uninterrupted run."""
-    return train_toy(toy_config(tmp_path_factory.mktemp("whole")))[0]
+pytestmark = pytest.mark.usefixtures("threads")
 
 
 def assert_same(a: Any, b: Any, where: str = "checkpoint") -> None:
@@ -85,8 +72,10 @@ def test_a_killed_run_resumes_to_the_same_bits(killed: Path, whole: Path, deaths
 
 def test_the_run_folder_explains_itself(whole: Path) -> None:
     assert load(ToyConfig, whole / "config.yaml") == toy_config(whole.parents[1])
-    assert (whole / "git.txt").read_text().strip() == git_version()
-    assert (whole / "hardware.txt").read_text().strip() == describe_hardware()
+    assert re.fullmatch(r"([0-9a-f]{40}( \(modified\))?|unknown)\n", (whole / "git.txt").read_text())
+    hardware = (whole / "hardware.txt").read_text()
+    assert ", 1 threads" in hardware
+    assert hardware.endswith(f"; torch {torch.__version__}\n")
     assert [row["step"] for row in rows(whole)] == [str(i) for i in range(1, 13)]
     assert [row["step"] for row in rows(whole) if row["val/real"]] == ["4", "8", "12"]
     assert [row["step"] for row in rows(whole) if row["train/loss_r1"]] == ["1", "4", "7", "10"]

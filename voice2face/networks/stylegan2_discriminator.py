@@ -4,6 +4,7 @@ Source: Karras et al. (2020); conditional projection as in "Training Generative 
 """
 
 import math
+from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
@@ -13,15 +14,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 from common.layers import EqualConv2d, EqualLinear, MinibatchStdDev
 from voice2face.networks.mapping import MappingNetwork
-from voice2face.networks.stylegan2_generator import (
-    CONV_CLAMP,
-    HALF_TYPES,
-    HalfType,
-    channels_at,
-    check_resolution,
-    kernel_at,
-    working_memory,
-)
+from voice2face.networks.stylegan2_generator import SizePlan, working_memory
 
 
 class DiscriminatorBlock(nn.Module):
@@ -44,7 +37,7 @@ class StyleGAN2Discriminator(nn.Module):
     """Image (B, 3, R, R) to realness logits (B, 1); any batch size.
 
     `c_dim` > 0 adds the projection of a condition. `features` returns the trunk's last activation, which
-    `IdentityClassifier` shares. Arguments are those of `StyleGAN2Generator`; `config` holds them as plain values.
+    `IdentityClassifier` shares. `sizes` are the fields of `SizePlan`; `config` holds the arguments, as plain values.
     """
 
     def __init__(
@@ -52,64 +45,29 @@ class StyleGAN2Discriminator(nn.Module):
         resolution: int = 64,
         *,
         c_dim: int = 0,
-        image_channels: int = 3,
         mapping_layers: int = 8,
-        channel_base: int = 32768,
-        channel_max: int = 512,
-        num_fp16_res: int = 0,
-        half_type: HalfType = "bf16",
-        conv_clamp: float | None = None,
-        low_res_kernel: int = 3,
         stddev_group: int = 4,
         stddev_channels: int = 1,
+        **sizes: Any,
     ) -> None:
         super().__init__()
-        if conv_clamp is None and num_fp16_res > 0:
-            conv_clamp = CONV_CLAMP
-        self.config: dict[str, Any] = {
-            "resolution": resolution,
-            "c_dim": c_dim,
-            "image_channels": image_channels,
-            "mapping_layers": mapping_layers,
-            "channel_base": channel_base,
-            "channel_max": channel_max,
-            "num_fp16_res": num_fp16_res,
-            "half_type": half_type,
-            "conv_clamp": conv_clamp,
-            "low_res_kernel": low_res_kernel,
-            "stddev_group": stddev_group,
-            "stddev_channels": stddev_channels,
-        }
-        power = check_resolution(resolution)
-        widths = [channels_at(2**k, channel_base, channel_max) for k in range(power, 1, -1)]
-        self.resolution, self.image_channels, self.c_dim = resolution, image_channels, c_dim
-        self.num_features = widths[-1]
-        self.from_rgb = EqualConv2d(image_channels, widths[0], 1, activation="lrelu", clamp=conv_clamp)
+        plan = SizePlan(resolution, **sizes)
+        own = {"c_dim": c_dim, "mapping_layers": mapping_layers, "stddev_group": stddev_group}
+        self.config: dict[str, Any] = own | {"stddev_channels": stddev_channels} | asdict(plan)
+        self.resolution, self.image_channels, self.c_dim = resolution, plan.image_channels, c_dim
+        self.num_features = last = plan.width(4)
+        falling, clamp = plan.sizes[::-1], plan.conv_clamp
+        self.from_rgb = EqualConv2d(plan.image_channels, plan.width(resolution), 1, activation="lrelu", clamp=clamp)
         self.blocks = nn.ModuleList(
-            DiscriminatorBlock(
-                inner,
-                outer,
-                kernel=kernel_at(resolution >> i, low_res_kernel),
-                clamp=conv_clamp,
-            )
-            for i, (inner, outer) in enumerate(pairwise(widths))
+            DiscriminatorBlock(plan.width(size), plan.width(half), kernel=plan.kernel(size), clamp=clamp)
+            for size, half in pairwise(falling)
         )
-        self.block_types = [
-            HALF_TYPES[half_type] if i < num_fp16_res else torch.float32 for i in range(len(self.blocks))
-        ]
+        self.block_types = [plan.dtype(size) for size in falling[:-1]]
         self.stddev = MinibatchStdDev(stddev_group, stddev_channels)
-        self.conv = EqualConv2d(
-            self.num_features + stddev_channels,
-            self.num_features,
-            kernel_at(4, low_res_kernel),
-            activation="lrelu",
-            clamp=conv_clamp,
-        )
-        self.fc = EqualLinear(self.num_features * 16, self.num_features, activation="lrelu")
-        self.out = EqualLinear(self.num_features, self.num_features if c_dim else 1)
-        self.mapping = (
-            MappingNetwork(z_dim=0, c_dim=c_dim, w_dim=self.num_features, num_layers=mapping_layers) if c_dim else None
-        )
+        self.conv = EqualConv2d(last + stddev_channels, last, plan.kernel(4), activation="lrelu", clamp=clamp)
+        self.fc = EqualLinear(last * 16, last, activation="lrelu")
+        self.out = EqualLinear(last, last if c_dim else 1)
+        self.mapping = MappingNetwork(z_dim=0, c_dim=c_dim, w_dim=last, num_layers=mapping_layers) if c_dim else None
 
     def features(self, x: Tensor, *, force_fp32: bool = False) -> Tensor:
         """Image (B, 3, R, R) in [-1, 1] -> trunk features (B, num_features), float32.

@@ -6,6 +6,7 @@ counts equal theirs, so their weights load (`voice2face.weights_io`).
 """
 
 import math
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -42,6 +43,51 @@ def kernel_at(resolution: int, low_res_kernel: int) -> int:
     if low_res_kernel not in (3, 4, 5):
         raise UserError(f"low_res_kernel {low_res_kernel} is not 3, 4 or 5")
     return low_res_kernel if resolution <= 8 else 3
+
+
+@dataclass(frozen=True)
+class SizePlan:
+    """What generator and discriminator have in common: sizes, widths, precision. Fields are plain values.
+
+    Raises UserError for a resolution or kernel that does not exist.
+    """
+
+    resolution: int = 64
+    """R, a power of two from 32 to 1024"""
+    image_channels: int = 3
+    channel_base: int = 32768
+    """min(channel_base / size, channel_max) feature maps at each size"""
+    channel_max: int = 512
+    num_fp16_res: int = 0
+    """top resolutions that compute in `half_type`"""
+    half_type: HalfType = "bf16"
+    conv_clamp: float | None = None
+    """bound of activations; 256 where some resolutions are in half precision, none otherwise, unless given"""
+    low_res_kernel: int = 3
+    """kernel of the 4 and 8 px blocks: 3, 4 or 5"""
+
+    def __post_init__(self) -> None:
+        check_resolution(self.resolution)
+        kernel_at(4, self.low_res_kernel)
+        if self.conv_clamp is None and self.num_fp16_res > 0:
+            object.__setattr__(self, "conv_clamp", CONV_CLAMP)
+
+    @property
+    def sizes(self) -> list[int]:
+        """4, 8 ... R."""
+        return [2**k for k in range(2, self.resolution.bit_length())]
+
+    def width(self, size: int) -> int:
+        """Feature maps at a size."""
+        return channels_at(size, self.channel_base, self.channel_max)
+
+    def kernel(self, size: int) -> int:
+        """Kernel of the block at a size."""
+        return kernel_at(size, self.low_res_kernel)
+
+    def dtype(self, size: int) -> torch.dtype:
+        """What the block at a size computes in."""
+        return HALF_TYPES[self.half_type] if size << self.num_fp16_res > self.resolution else torch.float32
 
 
 def working_memory(x: Tensor) -> torch.memory_format:
@@ -165,28 +211,19 @@ class ToRGB(nn.Module):
 class SynthesisBlock(nn.Module):
     """One resolution: two styled convolutions (one at 4 px, on the learned constant) and the RGB head."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        resolution: int,
-        *,
-        w_dim: int,
-        image_channels: int,
-        kernel: int,
-        clamp: float | None,
-        dtype: torch.dtype,
-    ) -> None:
+    def __init__(self, plan: SizePlan, resolution: int, w_dim: int) -> None:
         super().__init__()
-        self.dtype = dtype
+        self.dtype = plan.dtype(resolution)
         self.resolution = resolution
-        first = in_channels == 0
-        self.const = nn.Parameter(torch.randn(out_channels, 4, 4)) if first else None
-        self.conv0 = (
-            None if first else StyledConv(in_channels, out_channels, kernel, w_dim, resolution, up=True, clamp=clamp)
-        )
-        self.conv1 = StyledConv(out_channels, out_channels, kernel, w_dim, resolution, up=False, clamp=clamp)
-        self.to_rgb = ToRGB(out_channels, image_channels, w_dim, clamp=clamp)
+        first, outer = resolution == 4, plan.width(resolution)
+        self.const = nn.Parameter(torch.randn(outer, 4, 4)) if first else None
+
+        def styled(inner: int, up: bool) -> StyledConv:
+            return StyledConv(inner, outer, plan.kernel(resolution), w_dim, resolution, up=up, clamp=plan.conv_clamp)
+
+        self.conv0 = None if first else styled(plan.width(resolution // 2), up=True)
+        self.conv1 = styled(outer, up=False)
+        self.to_rgb = ToRGB(outer, plan.image_channels, w_dim, clamp=plan.conv_clamp)
 
     def forward(
         self, x: Tensor | None, image: Tensor | None, ws: Tensor, noise: list[Tensor | None], *, fused: bool, full: bool
@@ -209,39 +246,11 @@ class SynthesisBlock(nn.Module):
 class SynthesisNetwork(nn.Module):
     """From W+ to the image, doubling from 4 px; each block's RGB is added to the upsampled sum of those before it."""
 
-    def __init__(
-        self,
-        resolution: int,
-        *,
-        w_dim: int,
-        image_channels: int,
-        channel_base: int,
-        channel_max: int,
-        num_fp16_res: int,
-        half_type: HalfType,
-        conv_clamp: float | None,
-        low_res_kernel: int,
-    ) -> None:
+    def __init__(self, plan: SizePlan, w_dim: int) -> None:
         super().__init__()
-        power = check_resolution(resolution)
-        self.resolution, self.w_dim = resolution, w_dim
-        self.num_ws = 2 * power - 2
-        self.blocks = nn.ModuleList()
-        inner = 0
-        for k in range(2, power + 1):
-            outer = channels_at(2**k, channel_base, channel_max)
-            block = SynthesisBlock(
-                inner,
-                outer,
-                2**k,
-                w_dim=w_dim,
-                image_channels=image_channels,
-                kernel=kernel_at(2**k, low_res_kernel),
-                clamp=conv_clamp,
-                dtype=HALF_TYPES[half_type] if k > power - num_fp16_res else torch.float32,
-            )
-            self.blocks.append(block)
-            inner = outer
+        self.resolution, self.w_dim = plan.resolution, w_dim
+        self.num_ws = 2 * len(plan.sizes)
+        self.blocks = nn.ModuleList(SynthesisBlock(plan, size, w_dim) for size in plan.sizes)
 
     def noise_shapes(self) -> list[int]:
         """Height (= width) of each noise plane, in the order in which `forward` takes them."""
@@ -313,8 +322,7 @@ class StyleGAN2Generator(nn.Module):
     """Latent or voice embedding (B, z_dim) to image (B, 3, R, R).
 
     A voice embedding takes the place of z by default (z_dim is its width); `c_dim` > 0 instead concatenates a
-    condition to z. `num_fp16_res` is the number of top resolutions that compute in `half_type`; they clamp
-    activations at 256 unless `conv_clamp` says otherwise. `config` holds the arguments, as plain values.
+    condition to z. `sizes` are the fields of `SizePlan`. `config` holds the arguments, as plain values.
     """
 
     def __init__(
@@ -325,30 +333,13 @@ class StyleGAN2Generator(nn.Module):
         c_dim: int = 0,
         w_dim: int = 512,
         mapping_layers: int = 8,
-        image_channels: int = 3,
-        channel_base: int = 32768,
-        channel_max: int = 512,
-        num_fp16_res: int = 0,
-        half_type: HalfType = "bf16",
-        conv_clamp: float | None = None,
-        low_res_kernel: int = 3,
+        **sizes: Any,
     ) -> None:
         super().__init__()
-        if conv_clamp is None and num_fp16_res > 0:
-            conv_clamp = CONV_CLAMP
-        shared: dict[str, Any] = {
-            "w_dim": w_dim,
-            "image_channels": image_channels,
-            "channel_base": channel_base,
-            "channel_max": channel_max,
-            "num_fp16_res": num_fp16_res,
-            "half_type": half_type,
-            "conv_clamp": conv_clamp,
-            "low_res_kernel": low_res_kernel,
-        }
-        own = {"resolution": resolution, "z_dim": z_dim, "c_dim": c_dim, "mapping_layers": mapping_layers}
-        self.config: dict[str, Any] = own | shared
-        self.synthesis = SynthesisNetwork(resolution, **shared)
+        plan = SizePlan(resolution, **sizes)
+        own = {"z_dim": z_dim, "c_dim": c_dim, "w_dim": w_dim, "mapping_layers": mapping_layers}
+        self.config: dict[str, Any] = own | asdict(plan)
+        self.synthesis = SynthesisNetwork(plan, w_dim)
         self.num_ws = self.synthesis.num_ws
         self.mapping = MappingNetwork(
             z_dim=z_dim, c_dim=c_dim, w_dim=w_dim, num_ws=self.num_ws, num_layers=mapping_layers
