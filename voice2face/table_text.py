@@ -62,6 +62,8 @@ def write_table(path: Path, head: Head, rows: Sequence[Row], outcomes: Outcomes,
     parts += ["## Do the papers' orderings hold?", ""]
     tables = {row.table for row in rows}
     parts += [f"- {claim_text(claim, figures, failures)}" for claim in CLAIMS if claim.table in tables]
+    if said := row_warnings(rows, outcomes):
+        parts += ["", "## Warnings of the evaluations", "", *(f"- {text}" for text in said)]
     if notes:
         parts += ["", "## Figures", "", *(f"- {note}" for note in notes)]
     write_text(path, "\n".join(parts) + "\n")
@@ -115,6 +117,18 @@ def row_failure(row: Row, seeds: Sequence[int], outcomes: Outcomes) -> str:
             kind = "diverged" if outcome.diverged else "failed"
             said.append(f"seed {seed} {kind}: {outcome.failure}")
     return "; ".join(said)
+
+
+def row_warnings(rows: Sequence[Row], outcomes: Outcomes) -> list[str]:
+    """What the evaluations warn of (portraits that ignore the voice, a judge that was trained with), by run."""
+    names: dict[str, list[str]] = {}
+    for row in rows:
+        names.setdefault(row.experiment, []).append(f"{row.table}: {row.name}")
+    return [
+        f"{', '.join(names[experiment])} (seed {seed}): {text}"
+        for (experiment, seed), outcome in outcomes.items()
+        for text in outcome.metrics.get("warnings", [])
+    ]
 
 
 def claim_text(claim: Claim, figures: Figures, failures: Mapping[str, str]) -> str:

@@ -166,6 +166,18 @@ def test_a_diverged_row_is_reported_and_the_others_go_on(table: Callable[..., st
     assert row["note"].startswith("seed 0 diverged")
 
 
+def test_an_evaluations_warnings_are_in_the_table(table: Callable[..., str]) -> None:
+    def measure(cfg: Config, _: Path) -> dict[str, Any]:
+        raised = ["portraits differ, but not by voice"] if cfg.run.name.startswith("table2_stylegan2") else []
+        return evaluation(20.0) | {"warnings": raised}
+
+    text = table(Trainer(), measure_run=measure)
+    shared = f"{TABLE2}: StyleGAN2, {TABLE3}: BaseModel"
+    assert f"- {shared} (seed 0): portraits differ, but not by voice\n" in text
+    assert text.count("portraits differ") == 1
+    assert "## Warnings" not in table(Trainer())
+
+
 def test_another_failure_is_no_divergence(table: Callable[..., str]) -> None:
     text = table(Trainer({"table3_no_se-seed0": UserError("the disk is full")}))
     assert "seed 0 failed: the disk is full" in text
