@@ -1,12 +1,15 @@
-"""python -m common synthesize | lse | syncnet | compare | label | weights | ict"""
+"""python -m common synthesize | prepare | doctor | lse | syncnet | compare | label | weights | ict"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from common.cli import ConfigFile, Device, Out, Overrides, Overwrite, Resume, Seed, make_app, pick_device, run_cli
 from common.compare import compare as compare_runs
+from common.data.engine import Engine
+from common.data.prepare import SplitBy
+from common.data.talking_takes import Speaker
 from common.face3d.ict import convert
 from common.provenance import describe_label
 from common.synthetic.build import IdentityCorpusOptions, build_identity_corpus
@@ -16,6 +19,16 @@ from common.weights import report, weights_folder
 app = make_app("Corpora, labels and weights that the packages share.")
 synthesize = make_app("Build an embedded corpus.")
 app.add_typer(synthesize, name="synthesize")
+prepare = make_app("Turn raw data into a corpus.")
+app.add_typer(prepare, name="prepare")
+
+Filter = Annotated[str | None, typer.Option("--filter", help="none, plain, clr or latentsync")]
+Bounds = Annotated[list[str] | None, typer.Option("--bound", help="changes the filter: max_seconds=5; repeats")]
+SyncWeights = Annotated[str, typer.Option("--sync", help="SyncNet weights: auto (where they are here), none or a file")]
+Workers = Annotated[int | None, typer.Option("--workers", help="processes; all cores unless given")]
+EngineName = Annotated[Engine, typer.Option("--engine", help="local, or ray: a Ray cluster")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="start anew where earlier options differ")]
+Faces = Annotated[str, typer.Option("--backend", help="dlib or face_alignment")]
 
 
 @synthesize.command()
@@ -56,6 +69,77 @@ def synthesize_talking(
         identities, seconds, size, seed, face_model, language or ["zh", "en"], split_by=split_by, max_yaw=max_yaw
     )
     print(build_talking_corpus(out, options, workers=workers).summary())
+
+
+@prepare.command()
+def talking(
+    source: Annotated[str, typer.Option(help="folder, cmlr, lrs2, lrw or voxceleb-video")],
+    input: Annotated[Path, typer.Option(help="the raw data; only read")],
+    out: Out,
+    size: Annotated[int | None, typer.Option(help="side of the crops in px; 224, voxceleb-video 256")] = None,
+    framing: Annotated[str | None, typer.Option(help="head, face or tube (fixed for the clip)")] = None,
+    speaker: Annotated[Speaker, typer.Option(help="of several faces: whose lips move, or the largest")] = "talking",
+    shortest: Annotated[float | None, typer.Option(help="seconds of a clip at least")] = None,
+    longest: Annotated[float | None, typer.Option(help="seconds; longer stretches are cut")] = None,
+    filter: Filter = None,
+    bound: Bounds = None,
+    shift: Annotated[bool, typer.Option(help="move the sound by the measured offset")] = True,
+    sync: SyncWeights = "auto",
+    lists: Annotated[Path | None, typer.Option(help="lrs2: the folder of the official lists")] = None,
+    metadata: Annotated[Path | None, typer.Option(help="voxceleb-video: vox-metadata.csv")] = None,
+    split: Annotated[SplitBy, typer.Option(help="auto keeps official splits; or identity, recording")] = "auto",
+    limit: Annotated[int | None, typer.Option(help="at most so many people")] = None,
+    backend: Faces = "dlib",
+    workers: Workers = None,
+    engine: EngineName = "local",
+    fresh: Fresh = False,
+    device: Device = "cpu",
+) -> None:
+    """Cut videos into clips of a talking face, with sound in step and landmarks."""
+    from common.data.talking_prepare import prepare_talking, settings_of
+
+    chosen = settings_of(
+        source, filter, bound or [],
+        size=size, framing=framing, speaker=speaker, shortest=shortest, longest=longest, shift=shift, backend=backend,
+    )  # fmt: skip
+    extra: dict[str, Any] = {
+        name: path for name, path in (("lists", lists), ("metadata", metadata)) if path is not None
+    }
+    report = prepare_talking(
+        source, input, out, chosen, sync=sync, split=split, limit=limit, workers=workers, engine=engine, fresh=fresh,
+        device=pick_device(device), **extra,
+    )  # fmt: skip
+    print(report.text())
+
+
+@app.command()
+def doctor(
+    target: Annotated[Path, typer.Argument(help="a corpus, or a folder of videos; only read")],
+    html: Annotated[Path, typer.Option(help="the page; a table .parquet goes beside it")] = Path("doctor.html"),
+    filter: Filter = None,
+    bound: Bounds = None,
+    sync: SyncWeights = "auto",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="a treated copy of the corpus")] = None,
+    shift: Annotated[bool, typer.Option(help="--out: move sound by the measured offset")] = True,
+    backend: Faces = "dlib",
+    workers: Workers = None,
+    engine: EngineName = "local",
+    fresh: Fresh = False,
+    device: Device = "cpu",
+) -> None:
+    """Measure every clip (sync, sound, face), show what is wrong, and on request write a corpus without it."""
+    from common.data.talking_filter import parse_filter
+    from common.doctor import examine
+    from common.doctor_treat import treat
+
+    examination = examine(
+        target, html, bounds=parse_filter(filter or "plain", bound or []), sync=sync, backend=backend,
+        workers=workers, engine=engine, device=pick_device(device),
+    )  # fmt: skip
+    print(examination.summary())
+    print(f"written: {html}, {html.with_suffix('.parquet')}")
+    if out is not None:
+        print(treat(examination, out, shift=shift, workers=workers, engine=engine, fresh=fresh).text())
 
 
 @app.command()

@@ -33,7 +33,8 @@ SUFFIXES: dict[str, MediaKind] = {
 _KIND_WORDS = ("audio", "sound", "voice", "recording", "face", "photo", "image", "picture", "portrait", "video", "clip")
 KIND_FOLDERS = frozenset([*_KIND_WORDS, *(f"{word}s" for word in _KIND_WORDS), "speech", "wav", "wavs", "media"])
 """Folder names that name no person."""
-_HELD_OUT_PIECES = 3
+HELD_OUT_PIECES = 3
+"""Items of a person at least, so that val and test can hold one out each."""
 
 
 @dataclass
@@ -67,12 +68,12 @@ def plan_folder(root: Path, *, limit: int | None = None) -> Plan:
     if not files:
         known = " ".join(sorted(SUFFIXES))
         raise UserError(f"{root} holds no videos, recordings or photographs ({known})")
-    people = _people(files, plan)
+    people = people_of(files, plan)
     if limit is not None:
         people = {person: people[person] for person in sorted(people)[:limit]}
     for person, members in people.items():
         sounding = sum(SUFFIXES[path.suffix.lower()] != "photo" for path in members)
-        pieces = math.ceil(_HELD_OUT_PIECES / max(sounding, 1))
+        pieces = math.ceil(HELD_OUT_PIECES / max(sounding, 1))
         plan.units += [_unit(root, path, person, pieces) for path in members]
     return plan
 
@@ -146,8 +147,8 @@ def _unusable(root: Path, path: Path) -> str | None:
     return None if status.st_size else "the file is empty"
 
 
-def _people(files: Sequence[PurePath], plan: Plan) -> dict[str, list[PurePath]]:
-    """Safe identity name -> its files; see the module's text for who is who."""
+def people_of(files: Sequence[PurePath], plan: Plan) -> dict[str, list[PurePath]]:
+    """Safe identity name -> its files, relative to the input; see the module's text for who is who."""
     one_folder = len({path.parent for path in files}) == 1
     if one_folder and len(files) > 1:
         plan.notes.append("all files lie in one folder, so each file name is taken for a person")

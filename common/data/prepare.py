@@ -3,6 +3,7 @@
 A run that was killed is resumed by the same command. The manifest is written last.
 """
 
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from common.data.corpus import REPORT, SPLITS, Corpus, Item, write_manifest
-from common.data.engine import Drop, Job, Record, Unit, begin, clean, run_units
+from common.data.engine import Drop, Engine, Job, Record, Unit, begin, clean, run_units
 from common.data.folder import Plan, plan_folder, printable
 from common.data.ingest import Settings, ToolKit, Tools, ingest
 from common.data.splits import ENOUGH_IDENTITIES, hash_splits, recording_splits
@@ -30,11 +31,11 @@ class Report:
     """What became of the input; stored as `report.json`."""
 
     source: str
-    """Key of `SOURCES`."""
+    """Name of the source."""
     split_by: str
     """identity or recording."""
     counts: dict[str, dict[str, int]]
-    """split -> voices, faces, identities."""
+    """split -> voices, faces, identities; or clips, identities, seconds."""
     dropped: list[Drop]
     """Everything that is not in the corpus, with the reason."""
     ignored: list[str]
@@ -68,6 +69,7 @@ def prepare(
     keep_incomplete: bool = False,
     limit: int | None = None,
     workers: int | None = None,
+    engine: Engine = "local",
     fresh: bool = False,
     device: str = "cpu",
     toolkit: Callable[[Settings, str], Callable[[], Tools]] = ToolKit,
@@ -88,6 +90,7 @@ def prepare(
         keep_incomplete: keep people with voices but no faces or the reverse, for encoder pre-training.
         limit: at most so many people.
         workers: processes; 0 works in this one, None takes all cores.
+        engine: local, or ray for the processes of a Ray cluster.
         fresh: throw away what an earlier run with other options left in `out`.
         device: torch device of the face backend.
         toolkit: makes the factory of the models; for tests.
@@ -102,14 +105,14 @@ def prepare(
     if source not in SOURCES:
         raise UserError(f"unknown source {source!r}; use one of {', '.join(SOURCES)}")
     input, out = Path(input), Path(out)
-    if out.resolve().is_relative_to(input.resolve()) or input.resolve().is_relative_to(out.resolve()):
-        raise UserError(f"the output {out} and the input {input} lie in one another; choose another output folder")
+    check_apart(input, out)
     settings = Settings(size=size, backend=backend, faces_per_video=faces_per_video)
     plan = SOURCES[source](input, limit=limit, **meta)
-    begin(out, {"source": source, "input": printable(input.resolve()), **_as_json(settings)}, fresh=fresh)
+    begin(out, {"source": source, "input": printable(input.resolve()), **as_json(settings)}, fresh=fresh)
     job = Job(root=out, function=ingest, tools=toolkit(settings, device), describe=describe)
-    workers = len(os.sched_getaffinity(0)) if workers is None else workers
-    records = run_units(plan.units, job, workers=min(workers, len(plan.units)), label="preparing")
+    records = run_units(
+        plan.units, job, workers=worker_count(workers, len(plan.units)), label="preparing", engine=engine
+    )
     clean(out)
     return _finish(source, out, plan, records, size, split=split, keep_incomplete=keep_incomplete)
 
@@ -119,9 +122,21 @@ def describe(unit: Unit) -> str:
     return str(unit.payload[0].source)
 
 
-def _as_json(settings: Settings) -> dict[str, Any]:
-    """Tuples as lists, as they come back from the file."""
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(settings).items()}
+def check_apart(input: Path, out: Path) -> None:
+    """Raise `UserError` where the output would lie in the raw data or the reverse."""
+    if out.resolve().is_relative_to(input.resolve()) or input.resolve().is_relative_to(out.resolve()):
+        raise UserError(f"the output {out} and the input {input} lie in one another; choose another output folder")
+
+
+def worker_count(workers: int | None, units: int) -> int:
+    """As many processes as asked for, all cores where None, and no more than units."""
+    return min(len(os.sched_getaffinity(0)) if workers is None else workers, units)
+
+
+def as_json(settings: Any) -> dict[str, Any]:
+    """A dataclass with its tuples as lists, as they come back from a file."""
+    value: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
+    return value
 
 
 def _finish(
@@ -136,15 +151,20 @@ def _finish(
         items, incomplete = _without_incomplete(items)
         drops += incomplete
     used = [item for item in items if not item.dropped]
-    split_by, places = _places(used, origin, plan.splits, split)
+    split_by, places = place_items(used, origin, plan.splits, split)
     items = [replace(item, split=places.get(item.id, "train")) for item in items]
     report = Report(source, split_by, _counts(items), drops, plan.ignored, [*plan.notes, *_notes(items, extra, size)])
-    write_json(out / REPORT, asdict(report))
-    if not used:
-        raise UserError(f"nothing in the input can be used; {out / REPORT} says why, first: {_first(drops)}")
-    write_manifest(out, items, split_by=split_by, extra=extra)
-    Corpus.open(out)
+    write_corpus(out, report, items, extra)
     return report
+
+
+def write_corpus(out: Path, report: Report, items: Sequence[Item], extra: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write the report, then the manifest; `UserError` with the first reason where no item is in use."""
+    write_json(out / REPORT, asdict(report))
+    if all(item.dropped for item in items):
+        raise UserError(f"nothing in the input can be used; {out / REPORT} says why, first: {_first(report.dropped)}")
+    write_manifest(out, items, split_by=report.split_by, extra=extra)
+    Corpus.open(out)
 
 
 def _without_incomplete(items: Sequence[Item]) -> tuple[list[Item], list[Drop]]:
@@ -164,7 +184,7 @@ def _without_incomplete(items: Sequence[Item]) -> tuple[list[Item], list[Drop]]:
     return kept, [Drop(identity, f"the person {reason}") for identity, reason in reasons.items()]
 
 
-def _places(
+def place_items(
     items: Sequence[Item], origin: Mapping[str, str], given: Mapping[str, str] | None, split: SplitBy
 ) -> tuple[str, dict[str, str]]:
     """How the corpus is split, and the split of each item."""
