@@ -123,13 +123,13 @@ def over_time(draw: Callable[[Tensor, Tensor], Tensor], audio: Tensor, faces: Te
     Raises:
         ValueError: windows and faces of different counts.
     """
-    counts = [len(faces)] if faces.dim() == 4 else [len(faces), *faces.shape[2:3]]
-    if audio.dim() != faces.dim() or list(audio.shape[: len(counts)]) != counts:
+    counts = faces.shape[:1] if faces.dim() == 4 else faces.shape[:1] + faces.shape[2:3]
+    if audio.dim() != faces.dim() or audio.shape[: len(counts)] != counts:
         raise ValueError(f"windows {tuple(audio.shape)} and faces {tuple(faces.shape)} are not of the same frames")
     if faces.dim() == 4:
         return draw(audio, faces)
     drawn = draw(audio.transpose(0, 1).flatten(0, 1), faces.permute(2, 0, 1, 3, 4).flatten(0, 1))
-    return drawn.unflatten(0, (faces.shape[2], len(faces))).permute(1, 2, 0, 3, 4)
+    return drawn.unflatten(0, (faces.shape[2], faces.shape[0])).permute(1, 2, 0, 3, 4)
 
 
 def _gate(mode: str, channels: int, reduction: int, residual: Residual) -> nn.Module:
