@@ -133,7 +133,10 @@ TINY = Budget(
         "dcgan": _narrow(),
         "stylegan": _narrow("generator.kwargs.mapping_layers=4", *_SHORT),
         "stylegan2": _narrow("generator.kwargs.mapping_layers=4", *_SHORT),
-        "progressive": _narrow("generator.kwargs.stages=[8,16,32]", "discriminator.kwargs.stages=[8,16,32]", *_SHORT),
+        "progressive": _narrow(
+            "generator.kwargs.mapping_layers=4", "generator.kwargs.stages=[8,16,32]",
+            "discriminator.kwargs.stages=[8,16,32]", *_SHORT,
+        ),
     },
     by_experiment={
         "paper1_ema_adain": ("generator.kwargs.attention=[16]",),
