@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from common.attention import ChannelAttention, ChannelSpatialAttention, Residual, SpatialAttention
 from lipsync.networks.blocks import (
+    MEL_ROWS,
     WINDOW,
     RowProjection,
     audio_layers,
@@ -61,7 +62,7 @@ class Wav2Lip(nn.Module):
         self.rows, self.size, self.width = rows, size, width
         self.projection = RowProjection(rows) if projection else None
         self.face_encoder_blocks = _encoder(size, width)
-        self.audio_encoder = audio_layers(80 if projection else rows, width, (2, 2, 2, 1))
+        self.audio_encoder = audio_layers(MEL_ROWS if projection else rows, width, (2, 2, 2, 1))
         self.face_decoder_blocks = _decoder(size, width)
         last = scaled(32, width)
         self.output_block = nn.Sequential(
