@@ -294,5 +294,5 @@ def _shown(estimate: Estimate) -> str:
     if estimate.value is None:
         return f"none ({estimate.reason})"
     if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:.3f} (no interval: {estimate.reason})"
+        return f"{estimate.value:.3f} ({estimate.reason})"
     return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
