@@ -143,9 +143,10 @@ def table(
     out: Annotated[Path, typer.Option("--out", "-o", help="folder of the table and figures")] = Path("tables"),
     seeds: Annotated[str, typer.Option(help="seeds of the trainings, such as '0 1 2'")] = "0",
     runs: Annotated[Path | None, typer.Option(help="folder of the runs; runs/voice2face/table-BUDGET")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="runs at a time; 2 for tiny, 1 for full")] = None,
 ) -> None:
     """Train or reuse every row of the papers' tables and write the table."""
-    path = make_table(find_budget(budget), corpus=corpus, out=out, seeds=parse_seeds(seeds), runs=runs)
+    path = make_table(find_budget(budget), corpus=corpus, out=out, seeds=parse_seeds(seeds), runs=runs, jobs=jobs)
     print(path.read_text(encoding="utf-8"))
     print(f"written: {path}, {path.with_suffix('.csv')}")
 

@@ -1,9 +1,10 @@
 """Train or reuse every row of the papers' tables on one corpus, with one budget, and measure them alike."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from common.config import config_hash, from_dict, load, to_dict
 from common.data.corpus import Corpus
 from common.data.engine import WORK
 from common.errors import DivergenceError, UserError
+from common.parallel import in_processes
 from common.run import git_version
 from common.runfolder import flatten, read_run
 from voice2face import encoder_module
@@ -54,6 +56,7 @@ def make_table(
     runs: Path | None = None,
     experiments: Path = EXPERIMENTS,
     rows: Sequence[Row] = ROWS,
+    jobs: int | None = None,
     train_run: Train | None = None,
     measure_run: Measure | None = None,
     say: Callable[[str], None] = print,
@@ -68,27 +71,30 @@ def make_table(
         corpus: folder; empty for the embedded corpus.
         seeds: one run of each experiment for each.
         runs: parent of the run folders; `runs/voice2face/table-BUDGET` unless given.
+        jobs: runs at a time, `budget.jobs` unless given. With more than one each runs in a process of its own, which
+            writes what it prints to `NAME.log` beside the run folders.
         train_run, measure_run: for tests; training and `measure`.
 
     Raises:
         UserError: no such experiment or corpus, a run folder of another configuration.
     """
     runs = runs or DEFAULT_RUNS / f"table-{budget.name}"
-    jobs = plan(budget, rows, corpus=corpus, seeds=seeds, runs=runs, experiments=experiments)
-    for job in jobs:
+    planned = plan(budget, rows, corpus=corpus, seeds=seeds, runs=runs, experiments=experiments)
+    for job in planned:
         _check_same(job.cfg.run.folder, job.cfg)
         if job.encoder is None:
             _check_same(_encoder_folder(job.cfg), job.cfg, "run.name", "trainer.steps")
-    opened = open_corpus(jobs[0].cfg.data)
+    opened = open_corpus(planned[0].cfg.data)
     outcomes: dict[tuple[str, int], Outcome] = {}
     path = out / "voice2face.md"
-    for number, job in enumerate(jobs, start=1):
-        say(f"[{number}/{len(jobs)}] {job.experiment}, seed {job.seed}: {job.cfg.run.folder}")
-        outcomes[job.experiment, job.seed] = run_job(job, train_run or _train, measure_run or measure)
-        write_table(path, _head(budget, opened, jobs, seeds), rows, outcomes)
-    folders = {job.experiment: job.cfg.run.folder for job in reversed(jobs)}
+    run = partial(run_job, train_run=train_run or _train, measure_run=measure_run or measure)
+    for number, (job, outcome) in enumerate(_run_all(planned, run, jobs or budget.jobs), start=1):
+        say(f"[{number}/{len(planned)}] {outcome.failure or 'done'}: {job.cfg.run.folder}")
+        outcomes[job.experiment, job.seed] = outcome
+        write_table(path, _head(budget, opened, planned, seeds), rows, outcomes)
+    folders = {job.experiment: job.cfg.run.folder for job in reversed(planned)}
     notes = write_figures(out / "voice2face", folders, rows)
-    write_table(path, _head(budget, opened, jobs, seeds), rows, outcomes, notes)
+    write_table(path, _head(budget, opened, planned, seeds), rows, outcomes, notes)
     return path
 
 
@@ -130,6 +136,18 @@ def run_job(job: Job, train_run: Train, measure_run: Measure) -> Outcome:
         return Outcome(cfg, measure_run(cfg, train_run(cfg)))
     except UserError as error:
         return Outcome(cfg, failure=str(error), diverged=isinstance(error, DivergenceError))
+
+
+def _run_all(planned: Sequence[Job], run: Callable[[Job], Outcome], jobs: int) -> Iterator[tuple[Job, Outcome]]:
+    """Every job with its outcome as it ends; those that wait for another's encoder begin after all others."""
+    if jobs == 1:
+        yield from ((job, run(job)) for job in planned)
+        return
+    for batch in ([job for job in planned if job.encoder is None], [job for job in planned if job.encoder is not None]):
+        calls = [partial(run, job) for job in batch]
+        logs = [job.cfg.run.folder.with_suffix(".log") for job in batch]
+        for index, outcome in in_processes(calls, logs, jobs=jobs):
+            yield batch[index], outcome
 
 
 def measure(cfg: Config, folder: Path) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def table(tmp_path: Path, identity_corpus: Corpus) -> Callable[..., str]:
     def make(trainer: Trainer, **kwargs: Any) -> str:
         arguments: dict[str, Any] = {
             "corpus": str(identity_corpus.root), "out": tmp_path / "tables", "runs": tmp_path / "runs",
-            "experiments": EXPERIMENTS, "rows": SHOWN, "train_run": trainer, "say": lambda _: None,
+            "experiments": EXPERIMENTS, "rows": SHOWN, "train_run": trainer, "say": lambda _: None, "jobs": 1,
             "measure_run": lambda cfg, _: evaluation(FID[cfg.run.name.rpartition("-")[0]] + cfg.run.seed),
         }  # fmt: skip
         return make_table(TINY, **(arguments | kwargs)).read_text()
@@ -102,7 +102,7 @@ def test_the_table_says_what_it_measured_and_on_what(
     assert "**This is not a replication of the papers: the people are synthetic and the budget" in text
     for words in (
         str(identity_corpus.root), "N = 32 portraits against 16 faces by toy", "gallery of 4 (chance 0.25)",
-        "800 steps of 8 images (6400 images seen)", "- hardware: an abacus, 2 threads\n", "commit", "seeds: 0;",
+        "2200 steps of 8 images (17600 images seen)", "- hardware: an abacus, 2 threads\n", "commit", "seeds: 0;",
     ):  # fmt: skip
         assert words in text
     assert "| StyleGAN2 | 20 [18, 22] | 28.9 | 0.5 [0.4, 0.6] | 130 [129.9, 130.1] | 131 | 25 [15, 35] |" in text
