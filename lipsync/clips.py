@@ -55,6 +55,7 @@ class SpeakingClips:
         self.ids: list[str] = []
         self.people: list[str] = []
         self.offsets: list[int] = []
+        self.unmeasured = 0
         self.faces: list[np.ndarray] = []
         """(T,2,3) for each clip, where its faces lie; NaN where there is none"""
         for row in rows.itertuples():
@@ -67,6 +68,7 @@ class SpeakingClips:
             self.clips.append(clip)
             self.ids.append(row.id)
             self.people.append(row.identity)
+            self.unmeasured += bool(np.isnan(row.sync_offset))
             self.offsets.append(0 if np.isnan(row.sync_offset) else round(row.sync_offset))
             self.faces.append(matrices)
         if not self.clips:

@@ -1,11 +1,12 @@
 """Training windows of both stages and their fixed validation windows, as pure functions of (seed, step)."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from common.audio.lipsync_features import SpeechFeatures
 from common.config import config_hash
@@ -80,6 +81,7 @@ class ExpertStretches(Dataset[dict[str, Tensor]]):
             "frames": self.clips.crops(draw.index, begin, count),
             "starts": torch.from_numpy(starts),
             "audio": self.speech.sync(draw.index, begin + starts),
+            "whole": torch.tensor(True),
         }
 
 
@@ -109,7 +111,8 @@ class DrawnWindows(Dataset[dict[str, Tensor]]):
         landmarks: bool = False,
     ) -> None:
         self.clips, self.flip, self.repeats, self.landmarks = clips, flip, repeats, landmarks
-        self.speech, self.judge_speech = ClipSpeech(clips, speech), ClipSpeech(clips, judge_speech)
+        self.speech = ClipSpeech(clips, speech)
+        self.judge_speech = self.speech if judge_speech is speech else ClipSpeech(clips, judge_speech)
 
     def __len__(self) -> int:
         return len(self.clips) * self.repeats
@@ -151,14 +154,21 @@ def training_clips(corpus: Corpus, cfg: DataConfig, split: str, shortest: int) -
     return clips
 
 
+def collate(items: list[dict[str, Tensor]]) -> Any:
+    """Training windows are stacked; stretches, whose lengths differ, stay a list."""
+    return items if "whole" in items[0] else default_collate(items)
+
+
 class ExpertData(TrainData):
     """Stage A: windows of the train split; every window of the val split, clip by clip."""
 
     def __init__(self, corpus: Corpus, cfg: LipSyncConfig, speech: SpeechFeatures) -> None:
         expert = cfg.expert
-        super().__init__(batch_size=expert.clips, seed=cfg.run.seed, workers=cfg.data.workers, val_batch_size=1)
+        super().__init__(
+            batch_size=expert.clips, seed=cfg.run.seed, workers=cfg.data.workers, val_batch_size=1, collate=collate
+        )
         self.clips = training_clips(corpus, cfg.data, "train", expert.span)
-        self.train_set = ExpertWindows(self.clips, speech, expert, flip=cfg.data.vary.flip)
+        self.train_set = self.windows = ExpertWindows(self.clips, speech, expert, flip=cfg.data.vary.flip)
         held_out = training_clips(corpus, cfg.data, "val", expert.span)
         self.val_set = ExpertStretches(held_out, speech, max(expert.span, cfg.evaluation.stretch))
 

@@ -1,0 +1,70 @@
+"""python -m lipsync prepare | train | check"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.cli import ConfigFile, Device, Out, Overrides, Overwrite, Resume, make_app, pick_device, run_cli
+from common.config import load
+from common.errors import UserError
+from lipsync.config import LipSyncConfig
+
+app = make_app("A face video and speech go in, the same video with lips that follow the speech comes out.")
+
+
+@app.command()
+def prepare(
+    source: Annotated[str, typer.Option(help="folder (your own videos), cmlr, lrs2, lrw or voxceleb-video")],
+    input: Annotated[Path, typer.Option(help="the raw data; only read")],
+    out: Out,
+    filter: Annotated[str | None, typer.Option(help="none, plain, clr or latentsync")] = None,
+    sync: Annotated[str, typer.Option(help="SyncNet weights: auto (where they are here), none or a file")] = "auto",
+    limit: Annotated[int | None, typer.Option(help="at most so many people")] = None,
+    workers: Annotated[int | None, typer.Option(help="processes; all cores unless given")] = None,
+    fresh: Annotated[bool, typer.Option(help="start anew where earlier options differ")] = False,
+    device: Device = "cpu",
+) -> None:
+    """Cut videos into clips of a talking face; `python -m common prepare talking` has all options."""
+    from common.data.talking_prepare import prepare_talking, settings_of
+
+    settings = settings_of(source, filter, [])
+    report = prepare_talking(
+        source, input, out, settings, sync=sync, limit=limit, workers=workers, fresh=fresh, device=pick_device(device)
+    )
+    print(report.text())
+
+
+@app.command()
+def train(
+    experiment: ConfigFile,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train the sync expert (stage A) and the generator (stage B)."""
+    from lipsync.train import train as train_run  # brings Lightning along, which the other commands do not need
+
+    train_run(load(LipSyncConfig, experiment, overrides or []), resume=resume, overwrite=overwrite)
+
+
+@app.command()
+def check(
+    experiment: ConfigFile,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=1, help="updates at most")] = 200,
+    device: Device = "auto",
+) -> None:
+    """See whether the sync expert can learn one batch by heart, and why not, before a long training."""
+    from lipsync.data import open_corpus
+    from lipsync.overfit import overfit_one_batch
+
+    cfg = load(LipSyncConfig, experiment, overrides or [])
+    found = overfit_one_batch(cfg, open_corpus(cfg.data), steps=steps, device=pick_device(device))
+    if found.cause:
+        raise UserError(f"one batch was not learnt by heart: {found.text()}")
+    print(found.text())
+
+
+if __name__ == "__main__":
+    run_cli(app)
