@@ -88,7 +88,8 @@ def evaluate(model: VoiceToFace, corpus: Corpus, cfg: Config) -> Evaluation:
     """Measure `model` on the recordings and faces of `cfg.evaluation.split`.
 
     Identity is measured on one portrait a recording, drawn without noise; FID and KID on `portraits` of them. On the
-    CPU the same checkpoint, corpus and configuration give the same numbers.
+    CPU the same checkpoint, corpus, configuration and number of threads give the same numbers to the last digit;
+    another number of threads changes path lengths in the fourth, whose steps of 1e-4 float32 hardly resolves.
 
     Raises UserError as `load_judges` does, and for a gallery larger than the split has people.
     """

@@ -10,7 +10,7 @@ import torch
 from tests.voice2face.toy_stylegan2_files import EasyDict, reconstruct
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
     """Networks this small gain nothing from a second thread, and wait long for it on a busy machine."""
     count = torch.get_num_threads()

@@ -14,7 +14,7 @@ from voice2face.networks.stylegan2 import (
     draw_mixing_cutoff,
     mix_styles,
 )
-from voice2face.networks.stylegan2_generator import ModulatedConv2d, StyledConv, SynthesisBlock
+from voice2face.networks.stylegan2_generator import ModulatedConv2d, SizePlan, StyledConv, SynthesisBlock
 
 TINY = {"resolution": 32, "channel_base": 512, "channel_max": 32}
 
@@ -64,7 +64,7 @@ def modulated(conv: ModulatedConv2d, x: np.ndarray, w: np.ndarray, *, up: bool =
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_skip_block_equals_its_equations(fused: bool) -> None:
     torch.manual_seed(0)
-    block = SynthesisBlock(5, 4, 8, w_dim=6, image_channels=3, kernel=3, clamp=None, dtype=torch.float32)
+    block = SynthesisBlock(SizePlan(32, channel_base=32, channel_max=5), 8, w_dim=6)
     for parameter in block.parameters():
         torch.nn.init.normal_(parameter)
     x, image, ws = torch.randn(2, 5, 4, 4), torch.randn(2, 3, 4, 4), torch.randn(2, 3, 6)
