@@ -89,7 +89,7 @@ def evaluate(model: VoiceToFace, corpus: Corpus, cfg: Config) -> Evaluation:
 
     Identity is measured on one portrait a recording, drawn without noise; FID and KID on `portraits` of them. On the
     CPU the same checkpoint, corpus, configuration and number of threads give the same numbers to the last digit;
-    another number of threads changes path lengths in the fourth, whose steps of 1e-4 float32 hardly resolves.
+    another number of threads changes path lengths in the third, since float32 hardly resolves their steps of 1e-4.
 
     Raises UserError as `load_judges` does, and for a gallery larger than the split has people.
     """
