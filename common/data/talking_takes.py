@@ -109,6 +109,8 @@ def _rows(track: Track, first: int, end: int) -> slice | None:
 
 
 def _speaking(seen: Sequence[tuple[Track, slice]], speaker: Speaker) -> tuple[Track, slice]:
+    if len(seen) == 1:
+        return seen[0]
     areas = []
     for track, rows in seen:
         sides = track.boxes[rows, 2:] - track.boxes[rows, :2]
