@@ -1,11 +1,22 @@
-"""python -m lipsync prepare | train | check"""
+"""python -m lipsync prepare | train | check | dub"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from common.cli import ConfigFile, Device, Out, Overrides, Overwrite, Resume, make_app, pick_device, run_cli
+from common.cli import (
+    Checkpoint,
+    ConfigFile,
+    Device,
+    Out,
+    Overrides,
+    Overwrite,
+    Resume,
+    make_app,
+    pick_device,
+    run_cli,
+)
 from common.config import load
 from common.errors import UserError
 from lipsync.config import LipSyncConfig
@@ -64,6 +75,56 @@ def check(
     if found.cause:
         raise UserError(f"one batch was not learnt by heart: {found.text()}")
     print(found.text())
+
+
+@app.command()
+def dub(
+    checkpoint: Checkpoint,
+    video: Annotated[Path, typer.Option(help="the video, or a still image")],
+    audio: Annotated[Path, typer.Option(help="the speech: a sound file, or a video with sound")],
+    out: Out,
+    face: Annotated[str, typer.Option(help="whose lips: largest, longest or index:K")] = "largest",
+    when_shorter: Annotated[
+        Literal["stop", "keep"], typer.Option(help="speech shorter than the video: stop with it, or keep the rest")
+    ] = "stop",
+    align: Annotated[
+        Literal["train", "upstream"], typer.Option(help="where a frame's speech lies; upstream is 40 ms off")
+    ] = "train",
+    reference: Annotated[
+        Literal["silence", "same", "closed"],
+        typer.Option(help="the network's reference: a closed mouth in silence, never or always"),
+    ] = "silence",
+    silence: Annotated[
+        Literal["close", "ignore"], typer.Option(help="close the mouth where nobody speaks, or let it follow any sound")
+    ] = "close",
+    mask: Annotated[Literal["face", "box"], typer.Option(help="paste the lower face, or the whole crop")] = "face",
+    feather: Annotated[float, typer.Option(min=0, max=0.5, help="soft edge of the mask, share of the face")] = 0.1,
+    crf: Annotated[int, typer.Option(min=0, max=51, help="x264's quality, 0 is lossless")] = 18,
+    batch: Annotated[int, typer.Option(min=0, help="faces drawn together; 0: the device's best")] = 0,
+    precision: Annotated[Literal["32", "bf16"], typer.Option(help="of the network")] = "32",
+    backend: Annotated[str, typer.Option(help="face detector: dlib or face_alignment")] = "dlib",
+    visible_label: Annotated[bool, typer.Option(help="draw the label into the picture as well")] = False,
+    device: Device = "auto",
+) -> None:
+    """Make the lips of a video follow other speech."""
+    from lipsync.dub import DubSettings, dub_files
+
+    settings = DubSettings(
+        face=face,
+        when_shorter=when_shorter,
+        align=align,
+        reference=reference,
+        silence=silence,
+        mask=mask,
+        feather=feather,
+        crf=crf,
+        batch=batch,
+        precision=precision,
+        backend=backend,
+        visible_label=visible_label,
+    )
+    print(dub_files(checkpoint, video, audio, out, settings, pick_device(device)).text())
+    print(f"written: {out}")
 
 
 if __name__ == "__main__":
