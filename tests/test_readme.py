@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import typer
 
-from common.config import load
+from common.config import ExperimentConfig, load
 from common.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -50,7 +50,28 @@ def check_call(package: str, words: list[str]) -> None:
         raise AssertionError(f"python -m {package} {' '.join(words)}: {error.format_message()}") from error
     experiment = values.get("experiment")
     if experiment is not None and not experiment.stem.isupper():
-        load(importlib.import_module(f"{package}.config").Config, ROOT / experiment, values["overrides"] or [])
+        check_experiment(package, ROOT / experiment, values["overrides"] or [])
+
+
+def schemas(package: str) -> list[type[ExperimentConfig]]:
+    """What an experiment of the package may be."""
+    if not (ROOT / package / "config.py").is_file() or package == "common":
+        return []
+    module = importlib.import_module(f"{package}.config")
+    kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, ExperimentConfig)]
+    return [kind for kind in kinds if kind.__module__ == module.__name__]
+
+
+def check_experiment(package: str, path: Path, overrides: list[str]) -> None:
+    """Load the experiment under its words, as one of the package's kinds."""
+    errors = []
+    for kind in schemas(package):
+        try:
+            load(kind, path, overrides)
+            return
+        except UserError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def calls(lines: list[str]) -> list[tuple[str, list[str]]]:
@@ -101,8 +122,7 @@ def test_every_experiment_exists() -> None:
 
 def configuration_keys() -> list[str]:
     """Dotted names in sentences and commands whose first part is a section of a configuration."""
-    config = importlib.import_module("voice2face.config").Config
-    sections = {f.name for f in fields(config)}
+    sections = {f.name for package in PACKAGES for kind in schemas(package) for f in fields(kind)}
     text = " ".join([*INLINE, *LINES])
     dotted = re.findall(r"(?<![\w./-])([a-z_]+(?:\.[a-z_0-9]+)+)(?==)", text)
     return sorted({name for name in dotted if name.split(".")[0] in sections})
@@ -110,8 +130,7 @@ def configuration_keys() -> list[str]:
 
 @pytest.mark.parametrize("key", configuration_keys())
 def test_every_configuration_key_is_one_of_a_package(key: str) -> None:
-    def holds(package: str) -> bool:
-        section: Any = importlib.import_module(f"{package}.config").Config()
+    def holds(section: Any) -> bool:
         for name in key.split("."):
             if isinstance(section, dict):
                 return True
@@ -120,9 +139,7 @@ def test_every_configuration_key_is_one_of_a_package(key: str) -> None:
             section = getattr(section, name)
         return True
 
-    assert any(
-        holds(package) for package in PACKAGES if (ROOT / package / "config.py").is_file() and package != "common"
-    )
+    assert any(holds(kind()) for package in PACKAGES for kind in schemas(package))
 
 
 @pytest.mark.parametrize(
