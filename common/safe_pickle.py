@@ -51,11 +51,11 @@ class PersistentObject:
         return members
 
 
-class _Refused(pickle.UnpicklingError):
+class Refused(pickle.UnpicklingError):
     """The pickle asks for something that an honest network pickle does not hold."""
 
 
-class _Inert:
+class Inert:
     """A fresh stand-in per name: without attributes that the pickle's BUILD could leave behind for a later file."""
 
     __slots__ = ("_function",)
@@ -78,39 +78,42 @@ class _Ignored:
 
 def _persistent(meta: Any) -> PersistentObject:
     if not isinstance(meta, dict) or not isinstance(meta.get("state"), dict):
-        raise _Refused("a persistent object without a state")
+        raise Refused("a persistent object without a state")
     return PersistentObject(str(meta.get("class_name")), meta["state"])
 
 
 def _storage(data: Any) -> torch.TypedStorage:
     if not isinstance(data, bytes):
-        raise _Refused("a storage that is not bytes")
+        raise Refused("a storage that is not bytes")
     storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     if not isinstance(storage, torch.TypedStorage):
-        raise _Refused("bytes that hold no storage")
+        raise Refused("bytes that hold no storage")
     return storage
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
-    """A copy of the described view; refused unless it lies inside the storage without overlap by stride 0."""
     if not isinstance(storage, torch.TypedStorage):
-        raise _Refused("a tensor without a storage")
+        raise Refused("a tensor without a storage")
+    return checked_view(torch.empty(0, dtype=storage.dtype).set_(storage), offset, size, stride).clone()
+
+
+def checked_view(flat: Tensor, offset: Any, size: Any, stride: Any) -> Tensor:
+    """The described view of `flat` (n,); `Refused` unless it lies inside without overlap by stride 0."""
     numbers = [offset, *size, *stride]
     if len(size) != len(stride) or any(type(n) is not int or n < 0 for n in numbers):
-        raise _Refused("a tensor with an impossible shape")
+        raise Refused("a tensor with an impossible shape")
     count = 1
     for n in size:
         count *= n
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    flat = torch.empty(0, dtype=storage.dtype).set_(storage)
     if count > flat.numel() or (count > 0 and last >= flat.numel()):
-        raise _Refused("a tensor that reaches beyond its storage")
-    return flat.as_strided(size, stride, offset).clone()
+        raise Refused("a tensor that reaches beyond its storage")
+    return flat.as_strided(size, stride, offset)
 
 
 def _parameter(data: Any, *_: Any) -> Tensor:
     if not isinstance(data, Tensor):
-        raise _Refused("a parameter without a tensor")
+        raise Refused("a parameter without a tensor")
     return data
 
 
@@ -140,12 +143,12 @@ class _InertUnpickler(pickle.Unpickler):
         if (module, name) in _TYPES:
             return _TYPES[module, name]
         if (module, name) in _FUNCTIONS:
-            return _Inert(_FUNCTIONS[module, name])
+            return Inert(_FUNCTIONS[module, name])
         if module.startswith("dnnlib.tflib"):
-            raise _Refused(
+            raise Refused(
                 "it is a TensorFlow-era network; convert it with NVIDIA's legacy.py to a PyTorch pickle first"
             )
-        raise _Refused(f"it asks for {module}.{name}, which no network needs")
+        raise Refused(f"it asks for {module}.{name}, which no network needs")
 
 
 def read_network_pickle(path: Path) -> Any:
@@ -156,7 +159,7 @@ def read_network_pickle(path: Path) -> Any:
     try:
         with open(path, "rb") as file:
             return _InertUnpickler(file).load()
-    except _Refused as error:
+    except Refused as error:
         raise UserError(f"refused to read {path}: {error}") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
