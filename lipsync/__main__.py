@@ -1,4 +1,4 @@
-"""python -m lipsync prepare | train | check | dub"""
+"""python -m lipsync prepare | train | check | dub | export"""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -125,6 +125,20 @@ def dub(
     )
     print(dub_files(checkpoint, video, audio, out, settings, pick_device(device)).text())
     print(f"written: {out}")
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[
+        Path, typer.Option("--checkpoint", "-c", help="a run's last.ckpt, or Wav2Lip's .pth, .pt or safetensors")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="FILE.safetensors, or FILE.onnx (generators)")],
+    network: Annotated[str, typer.Option(help="generator, expert or discriminator, where the file has several")] = "",
+) -> None:
+    """Write a network for use elsewhere; reads other people's files too, and runs nothing that is in them."""
+    from lipsync.weights_io import convert, describe
+
+    print(f"{out}: {describe(convert(checkpoint, out, network))}")
 
 
 if __name__ == "__main__":

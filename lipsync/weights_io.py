@@ -9,9 +9,9 @@ import json
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -43,6 +43,7 @@ _HOUSE: dict[str, dict[Kind, tuple[str, ...]]] = {
     "lipsync-expert": {"expert": ("expert",)},
 }
 _SPEECH = {"generator": "speech", "expert": "judge_speech"}
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _ROWS = {2: 39, 3: 80, 5: 119}  # of the speech features, by the height of the kernel that takes the last map whole
 _OTHERS = {
     "netcnnaud.": "SyncNet (syncnet_v2.model), which scores videos; give it to `python -m common lse`",
@@ -55,13 +56,15 @@ _OTHERS = {
 class Weights:
     """One network of a file: `state` fits the network of `kind` and `config` exactly, see `build`.
 
-    `speech` is the state of the speech features that it was trained with; empty where the file has none.
+    `speech` is the state of the speech features that it was trained with; empty where the file has none. `cfg` is the
+    configuration of the run, as plain types, in the checkpoints of our own training.
     """
 
     kind: Kind
     state: dict[str, Tensor]
     config: dict[str, Any]
     speech: dict[str, Tensor] = field(default_factory=dict)
+    cfg: Mapping[str, Any] | None = None
 
 
 def load_weights(path: Path, kind: Kind | None = None) -> Weights:
@@ -130,6 +133,29 @@ def export_onnx(path: Path, weights: Weights) -> None:
         )
 
 
+def convert(source: Path, out: Path, kind: str = "") -> Weights:
+    """Read `source` and write `out` as its suffix says, .safetensors or .onnx; returns what was written.
+
+    `kind` as in `load_weights`, empty for None. Raises UserError for unknown suffixes and kinds before it reads.
+    """
+    writers = {".safetensors": save_safetensors, ".onnx": export_onnx}
+    if out.suffix not in writers:
+        raise UserError(f"cannot export to {out}: the name must end in {' or '.join(writers)}")
+    if kind and kind not in get_args(Kind):
+        raise UserError(f"unknown network {kind!r}; known: {', '.join(get_args(Kind))}")
+    weights = load_weights(source, cast(Kind, kind) if kind else None)
+    writers[out.suffix](out, weights)
+    return weights
+
+
+def describe(weights: Weights) -> str:
+    """The network in a few words."""
+    config = weights.config
+    rows = f", {config['rows']} feature rows" if "rows" in config else ""
+    count = sum(value.numel() for name, value in weights.state.items() if not name.endswith(_BUFFERS))
+    return f"{_CALLED[weights.kind]} of {config['size']} px{rows}, {count:,} parameters"
+
+
 def kind_of(path: Path, names: Mapping[str, Any]) -> Kind:
     """The kind of network by its tensors' names; UserError that says what the file seems to hold instead."""
     for prefix, found in _OTHERS.items():
@@ -165,13 +191,7 @@ def _plain(path: Path, state: Mapping[str, Tensor], kind: Kind | None, known: Ma
     return _fitted(path, found, state, known)
 
 
-def _fitted(
-    path: Path,
-    kind: Kind,
-    state: Mapping[str, Tensor],
-    known: Mapping[str, Any],
-    speech: Mapping[str, Tensor] | None = None,
-) -> Weights:
+def _fitted(path: Path, kind: Kind, state: Mapping[str, Tensor], known: Mapping[str, Any]) -> Weights:
     """Weights whose names and shapes are those of the network that `known` and the shapes describe, in float32."""
     if sum(value.numel() * value.itemsize for value in state.values()) > 2 * path.stat().st_size:
         raise UserError(f"{path} describes tensors that would take far more memory than the file; refused to unpack it")
@@ -195,7 +215,7 @@ def _fitted(
         if tuple(given[name].shape) != shape:
             raise UserError(f"{other}: {name} is {tuple(given[name].shape)}, wanted {shape}")
     floats = {name: value.float() if value.is_floating_point() else value for name, value in given.items()}
-    return Weights(kind, floats, config, dict(speech or {}))
+    return Weights(kind, floats, config)
 
 
 def _inferred(path: Path, kind: Kind, state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -252,21 +272,23 @@ def _house(path: Path, checkpoint: Mapping[str, Any], kind: Kind | None) -> Weig
     if state is None:
         raise UserError(f"{path} holds {_CALLED[next(iter(parts))]}'s training, but no {wanted}")
     speech = _below(tensors, "speech" if checkpoint["kind"] == "lipsync-expert" else _SPEECH.get(wanted, ""))
-    return _fitted(path, wanted, state, _configured(path, checkpoint, wanted), speech)
+    fitted = _fitted(path, wanted, state, _configured(path, checkpoint, wanted))
+    return replace(fitted, speech=speech, cfg=checkpoint["hyper_parameters"]["cfg"])
 
 
 def _configured(path: Path, checkpoint: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
     """What shapes do not tell: the exact width, how gates act, the norm."""
     try:
         hyper = checkpoint["hyper_parameters"]
+        cfg = hyper["cfg"]
         if kind == "expert":
-            shape = hyper["judge"] if checkpoint["kind"] == "lipsync" else hyper["cfg"]["expert"]
+            shape = hyper["judge"] if checkpoint["kind"] == "lipsync" else cfg["expert"]
             return {"width": shape["width"]}
-        shape = hyper["cfg"][kind]
+        shape = cfg[kind]
         if kind == "discriminator":
             return {name: shape[name] for name in ("width", "norm")}
         return {name: shape[name] for name in ("width", "attention", "residual", "reduction")}
-    except (KeyError, TypeError) as error:
+    except (LookupError, TypeError) as error:
         raise UserError(f"{path} does not say how its {kind} was configured ({error}); train it again") from error
 
 
@@ -293,8 +315,7 @@ def _safetensors(path: Path, kind: Kind | None) -> Weights:
         raise UserError(f"{path}: the configuration in its metadata is none")
     speech = _below(tensors, "speech")
     state = {name: value for name, value in tensors.items() if not name.startswith("speech.")}
-    weights = _plain(path, state, kind, config)
-    return Weights(weights.kind, weights.state, weights.config, speech)
+    return replace(_plain(path, state, kind, config), speech=speech)
 
 
 def _some(names: list[str]) -> str:

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
 from common.checkpoint_file import SCHEMA
 from common.errors import UserError
+from lipsync.__main__ import app
 from lipsync.networks import QualityDiscriminator, SyncExpert, Wav2Lip
 from lipsync.weights_io import Weights, build, export_onnx, load_weights, save_safetensors
 from tests.lipsync import upstream
@@ -143,6 +145,7 @@ def test_checkpoints_of_our_training_give_each_of_their_networks(tmp_path: Path,
     assert same(generator, nets["generator_ema" if ema else "generator"].state_dict())
     assert generator.config["residual"] == "none"
     assert generator.speech["mean"][0] == 2
+    assert generator.cfg["discriminator"]["norm"] == "instance"
     expert = load_weights(path, "expert")
     assert same(expert, nets["judge.expert"].state_dict())
     assert expert.config["width"] == 0.07
@@ -199,3 +202,21 @@ def test_onnx_draws_what_the_network_draws(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="only generators"):
         export_onnx(tmp_path / "e.onnx", Weights("expert", {}, {}))
     assert [file.name for file in tmp_path.iterdir()] == ["a b.onnx"]
+
+
+def test_the_command_imports_and_exports(tmp_path: Path) -> None:
+    source, out = write_legacy(tmp_path / "lipsync expert.pth", STATES["expert"]), tmp_path / "out" / "e.safetensors"
+    result = CliRunner().invoke(app, ["export", "-c", str(source), "-o", str(out)])
+    assert result.exit_code == 0, result.output
+    assert f"{out}: a sync expert of 96 px, 80 feature rows" in result.stdout
+    assert same(load_weights(out), STATES["expert"])
+    for words, message in (
+        (["-o", str(tmp_path / "e.onnx")], "only generators are exported to ONNX"),
+        (["-o", str(tmp_path / "e.pth")], "the name must end in .safetensors or .onnx"),
+        (["-o", str(out), "--network", "teacher"], "unknown network 'teacher'"),
+        (["-o", str(out), "--network", "generator"], "holds a sync expert, but a lip-sync generator is needed"),
+    ):
+        result = CliRunner().invoke(app, ["export", "-c", str(source), *words])
+        assert result.exit_code == 2
+        assert message in result.output
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["lipsync expert.pth", "out"]
