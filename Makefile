@@ -32,7 +32,7 @@ format: install ## let ruff format and mend what it can
 	$(PY) -m ruff format .
 
 test: install ## the fast tests; with SPEECHFACE_MEDIA set, those on real media as well
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --dist loadfile
 
 test-slow: install ## the minutes-long tests
 	$(PY) -m pytest -m slow

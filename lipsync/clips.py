@@ -1,5 +1,6 @@
 """Face crops and speech of a split's clips, cut as for dubbing, by landmarks alone; in memory where they fit."""
 
+import math
 import sys
 
 import numpy as np
@@ -58,18 +59,19 @@ class SpeakingClips:
         self.unmeasured = 0
         self.faces: list[np.ndarray] = []
         """(T,2,3) for each clip, where its faces lie; NaN where there is none"""
-        for row in rows.itertuples():
-            clip = Clip(corpus.file(row.path))
-            points = clip.landmarks if row.fps == FPS and row.frames >= shortest else None
+        for row in rows.to_dict("records"):
+            clip = Clip(corpus.file(str(row["path"])))
+            points = clip.landmarks if row["fps"] == FPS and int(row["frames"]) >= shortest else None
             matrices = None if points is None else face_matrices(points, size)
             if matrices is None or not len(runs(matrices, shortest)):
-                self.left_out.append(row.id)
+                self.left_out.append(str(row["id"]))
                 continue
+            offset = float(row["sync_offset"])
             self.clips.append(clip)
-            self.ids.append(row.id)
-            self.people.append(row.identity)
-            self.unmeasured += bool(np.isnan(row.sync_offset))
-            self.offsets.append(0 if np.isnan(row.sync_offset) else round(row.sync_offset))
+            self.ids.append(str(row["id"]))
+            self.people.append(str(row["identity"]))
+            self.unmeasured += math.isnan(offset)
+            self.offsets.append(0 if math.isnan(offset) else round(offset))
             self.faces.append(matrices)
         if not self.clips:
             raise UserError(
