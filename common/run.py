@@ -173,7 +173,7 @@ def _claim(folder: Path, resume: bool, overwrite: bool) -> None:
         remove_leftovers(folder)
     elif folder.exists() and any(folder.iterdir()):
         if not overwrite:
-            raise UserError(f"{folder} already holds a run: resume it, overwrite it, or set another run.name")
+            raise UserError(f"{folder} already holds a run: give --resume, --overwrite or another run.name")
         for path in [folder / name for name in _OURS] + list(folder.glob("step_*.ckpt")):
             if path.is_dir():
                 shutil.rmtree(path)

@@ -306,18 +306,19 @@ def load_state(path: Path, key: str | None = None) -> dict[str, Tensor]:
 
 
 def report() -> str:
-    """A table, one line per entry: name, present | absent | damaged, file, licence, use."""
-    rows = [("name", "state", "file", "licence", "used by")]
+    """A table, one line per entry: name, present | absent | damaged, file, licence, use, page."""
+    rows = [("name", "state", "file", "licence", "used by", "from")]
     for entry in _ENTRIES:
         try:
             find_weights(entry.name)
             state = "present"
         except UserError:
             state = "damaged" if any(place.is_file() for place in _usual_places(entry)) else "absent"
-        rows.append((entry.name, state, entry.file_name, entry.licence, entry.used_by))
+        rows.append((entry.name, state, entry.file_name, entry.licence, entry.used_by, entry.page))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([f"weights folder: {weights_folder()}", *lines])
+    places = f"weights folder: {weights_folder()} (what comes inside a package is present without it)"
+    return "\n".join([places, *lines])
 
 
 def _entry(name: str) -> WeightEntry:

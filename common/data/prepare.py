@@ -153,9 +153,25 @@ def _finish(
     used = [item for item in items if not item.dropped]
     split_by, places = place_items(used, origin, plan.splits, split)
     items = [replace(item, split=places.get(item.id, "train")) for item in items]
-    report = Report(source, split_by, _counts(items), drops, plan.ignored, [*plan.notes, *_notes(items, extra, size)])
+    notes = [*plan.notes, *shared_files(items, origin), *_notes(items, extra, size)]
+    report = Report(source, split_by, _counts(items), drops, plan.ignored, notes)
     write_corpus(out, report, items, extra)
     return report
+
+
+def shared_files(items: Sequence[Item], origin: Mapping[str, str]) -> list[str]:
+    """A note where pieces of one file (`origin` of an item's id) both train and are held out; else nothing."""
+    places: dict[str, set[str]] = {}
+    for item in items:
+        if not item.dropped:
+            places.setdefault(origin[item.id], set()).add(item.split)
+    shared = sorted(file for file, splits in places.items() if len(splits) > 1)
+    if not shared:
+        return []
+    return [
+        f"pieces of {len(shared)} files both train and are held out, the first is {shared[0]}: figures on them flatter; "
+        "three files a person, or splitting by identity, would hold out whole files"
+    ]
 
 
 def write_corpus(out: Path, report: Report, items: Sequence[Item], extra: Mapping[str, Mapping[str, Any]]) -> None:

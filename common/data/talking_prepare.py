@@ -15,7 +15,16 @@ from common.data.engine import Drop, Engine, Job, Record, Unit, begin, clean, ru
 from common.data.folder import Plan, printable
 from common.data.lrs2 import plan_lrs2
 from common.data.lrw import plan_lrw
-from common.data.prepare import Report, SplitBy, as_json, check_apart, place_items, worker_count, write_corpus
+from common.data.prepare import (
+    Report,
+    SplitBy,
+    as_json,
+    check_apart,
+    place_items,
+    shared_files,
+    worker_count,
+    write_corpus,
+)
 from common.data.talking import Framing, Recording, TalkingKit, TalkingSettings, TalkingTools
 from common.data.talking_filter import PLAIN, RECIPES, ClipFilter, describe_filter, parse_filter
 from common.data.talking_plan import plan_clips
@@ -159,7 +168,8 @@ def _finish(
     drops = [*plan.drops, *(drop for record in records for drop in record.drops)]
     split_by, places = split_items(items, owner, split)
     items = [replace(item, split=places[item.id]) for item in items]
-    notes = [*plan.notes, *_notes(items, extra, drops, settings)]
+    origin = {key: recording.source for key, recording in owner.items()}
+    notes = [*plan.notes, *shared_files(items, origin), *_notes(items, extra, drops, settings)]
     report = Report(source, split_by, counts_of(items), drops, plan.ignored, notes)
     write_corpus(out, report, items, extra)
     return report

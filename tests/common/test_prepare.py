@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 
 from common.audio.io import load_audio, write_wav
-from common.data.corpus import Corpus
+from common.data.corpus import Corpus, Item
 from common.data.engine import WORK, Job, Unit, begin, run_units
 from common.data.folder import Plan, plan_folder, safe_name
 from common.data.ingest import ToolKit
-from common.data.prepare import Report, prepare
+from common.data.prepare import Report, prepare, shared_files
 from common.errors import UserError
 from tests.common import toy_units
 from tests.common.toy_media import RATE, FakeKit, photo, save_photo, save_video, save_voice, voice
@@ -42,6 +42,18 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 # ---- the folder source
+
+
+def test_pieces_of_one_file_in_two_splits_are_noted():
+    def item(file: str, piece: int, split: str, dropped: str = "") -> Item:
+        return Item(f"{file}/{piece}", "ann", split, "voice", f"voices/{file}-{piece}.wav", dropped=dropped)
+
+    items = [item("a", 0, "train"), item("a", 1, "test"), item("b", 0, "train"), item("b", 1, "test", "silent")]
+    origin = {i.id: i.id.partition("/")[0] for i in items}
+    notes = shared_files(items, origin)
+    assert len(notes) == 1
+    assert notes[0].startswith("pieces of 1 files both train and are held out, the first is a: ")
+    assert shared_files(items[2:], origin) == []
 
 
 def test_pairs_by_person_become_a_corpus(tmp_path):

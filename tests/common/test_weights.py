@@ -111,6 +111,7 @@ def test_report_names_every_entry_and_the_folder(folder):
     assert str(folder) in text.splitlines()[0]
     lines = text.splitlines()[2:]
     assert [line.split()[0] for line in lines] == list(WEIGHTS)
+    assert [line.split()[-1] for line in lines] == [entry.page for entry in WEIGHTS.values()]
     assert {line.split()[0] for line in lines if line.split()[1] == "present"} == {"lpips_alex", "lpips_vgg"}
 
 
