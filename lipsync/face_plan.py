@@ -80,8 +80,9 @@ def _closed(landmarks: np.ndarray, present: np.ndarray, shots: tuple[int, ...], 
     """(n,) for each frame the frame in the same part of its shot whose mouth is closed and whose pose is usual."""
     turn, shift = face_pose(landmarks)
     lips = landmarks[:, _INNER_LIPS[1]] - landmarks[:, _INNER_LIPS[0]]
-    opening = np.hypot(lips[:, 0], lips[:, 1]) / np.abs(turn)
-    nose = (landmarks[:, _NOSE, 0] + 1j * landmarks[:, _NOSE, 1] - shift) / turn
+    with np.errstate(invalid="ignore"):
+        opening = np.hypot(lips[:, 0], lips[:, 1]) / np.abs(turn)
+        nose = (landmarks[:, _NOSE, 0] + 1j * landmarks[:, _NOSE, 1] - shift) / turn
     closed = np.full(len(landmarks), -1)
     for shot in segments(present, shots):
         parts = max(1, round((shot.stop - shot.start) / (_NEAR * fps)))

@@ -169,8 +169,8 @@ class SpeechWindows:
         if self._quiet:
             first = self._first + self._held.shape[1]
             activity = self._speech.activity((first + np.arange(block.shape[1])) / FEATURE_RATE)
-            silence = self._silence[:, None]
-            block = silence + (block - silence) * torch.from_numpy(activity).to(block)
+            silence = self._silence[:, None].expand_as(block)
+            block = torch.lerp(silence, block, torch.from_numpy(activity).to(block).expand_as(block))
         held = torch.cat([self._held, block], dim=1)
         gone = min(max(low - self._first, 0), held.shape[1] - 1)
         self._held, self._first = held[:, gone:], self._first + gone

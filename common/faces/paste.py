@@ -14,7 +14,7 @@ from torch import Tensor
 from common.faces.align import invert, needed_part, warp
 
 _DIRECTIONS = 32
-"""Half planes by which a hull is bounded; corners are rounded by under 1 % of its radius."""
+"""Half planes by which a hull is bounded; its edges bulge by under 5 % of their length."""
 _JAW = slice(2, 15)
 """Jaw landmarks below the ear lobes."""
 _CHIN = slice(4, 13)
