@@ -229,6 +229,7 @@ def test_spec_loads_files_and_names_what_is_missing(
 ) -> None:
     monkeypatch.setenv("SPEECHFACE_WEIGHTS", str(tmp_path / "weights"))
     monkeypatch.delenv("SPEECHFACE_MEDIA", raising=False)
+    load_face_model.cache_clear()  # another test may have loaded the real one
     with pytest.raises(UserError, match=r"no ICT-FaceKit model at .*weights.ict_facekit.npz: clone https://github.com"):
         load_face_model("ict")
     with pytest.raises(UserError, match=r"no ICT-FaceKit model at .*nowhere"):
