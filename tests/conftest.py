@@ -8,7 +8,8 @@ import torch
 
 from common.data.corpus import Corpus
 
-torch.set_num_threads(1)  # the networks of tests are too small to share, and threads that wait for each other stall on a busy machine
+# The networks of tests are too small to share, and threads that wait for each other stall on a busy machine.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
