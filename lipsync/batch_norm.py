@@ -8,22 +8,18 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
 
-class SharedBatchNorm2d(nn.SyncBatchNorm):
-    """PyTorch's SyncBatchNorm, which works on GPUs only, and the same in plain operations elsewhere.
-
-    Names and shapes of its state are those of `nn.BatchNorm2d`.
-    """
+class SharedBatchNorm2d(nn.BatchNorm2d):
+    """PyTorch's SyncBatchNorm in plain operations, since that one refuses to work without a GPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,C,H,W), of any size on each process, no process without an item."""
-        if x.is_cuda or not (self.training and dist.is_initialized()):
+        if not (self.training and dist.is_initialized()):
             return super().forward(x)
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         wide = x.double()
-        sums = torch.cat([wide.sum((0, 2, 3)), wide.new_tensor([x.numel() / x.shape[1]])])
-        total = all_reduce(sums)
+        total = all_reduce(torch.cat([wide.sum((0, 2, 3)), wide.new_tensor([x.numel() / x.shape[1]])]))
         count, mean = total[-1], total[:-1] / total[-1]
         centred = wide - mean[:, None, None]
         variance = all_reduce(centred.square().sum((0, 2, 3))) / count
@@ -35,14 +31,15 @@ class SharedBatchNorm2d(nn.SyncBatchNorm):
         return normed * self.weight[:, None, None] + self.bias[:, None, None]
 
 
-def share_batch_norm(module: nn.Module) -> None:
+def share_batch_norm(module: nn.Module, device: torch.device) -> None:
     """Let every batch norm below `module` share its statistics over processes; parameters and buffers stay the same."""
+    kind = nn.SyncBatchNorm if device.type == "cuda" else SharedBatchNorm2d
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
-            shared = SharedBatchNorm2d(child.num_features, child.eps, child.momentum, child.affine)
+            shared = kind(child.num_features, child.eps, child.momentum, child.affine)
             state: dict[str, Any] = child._parameters | child._buffers
             for key, value in state.items():
                 setattr(shared, key, value)
             setattr(module, name, shared.train(child.training))
         else:
-            share_batch_norm(child)
+            share_batch_norm(child, device)

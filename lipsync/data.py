@@ -147,8 +147,8 @@ def training_clips(corpus: Corpus, cfg: DataConfig, split: str, shortest: int) -
     clips = SpeakingClips(corpus, split, cfg.size, shortest, cache=cfg.cache)
     if clips.left_out:
         print(
-            f"{len(clips.left_out)} clips of the {split} split are left out (other than 25 fps, or no face in "
-            f"{shortest} frames on end), the first is {clips.left_out[0]}",
+            f"clips of the {split} split left out (not 25 fps, or no face in {shortest} frames on end): "
+            f"{len(clips.left_out)}, the first is {clips.left_out[0]}",
             flush=True,
         )
     return clips

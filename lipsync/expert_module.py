@@ -41,7 +41,7 @@ class ExpertTraining(TrainModule):
 
     def setup(self, stage: str) -> None:
         if self.trainer.world_size > 1:
-            share_batch_norm(self.expert)
+            share_batch_norm(self.expert, self.trainer.strategy.root_device)
 
     def forward(self, audio: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Windows (N,1,rows,16) and lower halves (N,15,S/2,S) in [0,1] -> unit embeddings (N,D), (N,D)."""

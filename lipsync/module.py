@@ -53,7 +53,7 @@ class LipSyncTraining(TrainModule):
 
     def setup(self, stage: str) -> None:
         if self.trainer.world_size > 1:
-            share_batch_norm(self.generator)
+            share_batch_norm(self.generator, self.trainer.strategy.root_device)
 
     def train(self, mode: bool = True) -> "LipSyncTraining":
         """The judge and the average stay in eval mode."""
