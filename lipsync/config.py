@@ -71,6 +71,8 @@ class ExpertConfig:
     checkpoint: str = ""
     """a finished expert (a stage A's `last.ckpt`, or `lipsync_expert.pth`); empty: it is trained first, into
     `NAME-expert` beside the run folder"""
+    weights: str = ""
+    """file that a trained expert starts from, such as `lipsync_expert.pth`; what it does not hold begins fresh"""
     feature: str = ""
     """what it hears where that is something else than what the generator hears; empty: the same"""
     width: float = 1.0

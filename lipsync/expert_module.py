@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from common.audio.lipsync_features import SpeechFeatures
 from common.training import TrainModule, reduce_mean
 from lipsync.batch_norm import share_batch_norm
-from lipsync.build import EXPERT_KIND, build_expert
+from lipsync.build import EXPERT_KIND, build_expert, start_from
 from lipsync.config import LipSyncConfig
 from lipsync.losses import sync_probability
 from lipsync.networks.expert import FRAMES
@@ -36,6 +36,7 @@ class ExpertTraining(TrainModule):
     def __init__(self, cfg: LipSyncConfig, speech: SpeechFeatures) -> None:
         super().__init__(cfg, EXPERT_KIND)
         self.expert = build_expert(cfg)
+        start_from(self.expert, cfg.expert.weights, "expert")
         self.speech = deepcopy(speech)
         self.measured: list[dict[str, Tensor]] = []
 

@@ -13,7 +13,7 @@ from common.metrics.image import ImageQuality
 from common.training import TrainModule, reduce_mean
 from lipsync import losses
 from lipsync.batch_norm import share_batch_norm
-from lipsync.build import KIND, build_discriminator, build_generator, feature_name
+from lipsync.build import KIND, MODES, build_discriminator, build_generator, start_from
 from lipsync.config import LipSyncConfig
 from lipsync.data import DrawnWindows
 from lipsync.expert_module import as_float, rate
@@ -43,8 +43,11 @@ class LipSyncTraining(TrainModule):
         self.automatic_optimization = False
         weights = cfg.weights
         self.generator = build_generator(cfg)
+        start_from(self.generator, cfg.generator.weights, "generator")
         self.generator_ema = deepcopy(self.generator).eval().requires_grad_(False) if cfg.optim.ema_steps else None
         self.discriminator = build_discriminator(cfg) if weights.adversarial else None
+        if self.discriminator is not None:
+            start_from(self.discriminator, cfg.discriminator.weights, "discriminator")
         self.judge = FrozenExpert(deepcopy(expert))
         self.speech, self.judge_speech = deepcopy(speech), deepcopy(judge_speech)
         self.gate = losses.SyncGate(weights.sync, threshold=weights.gate, always_on=weights.gate_always_on)
@@ -204,7 +207,7 @@ def to_metric(faces: Tensor) -> Tensor:
 def judge_shape(expert: SyncExpert, speech: SpeechFeatures) -> dict[str, Any]:
     """What `load_expert` builds the judge of a stage B from."""
     return {
-        "feature": feature_name(speech),
+        "feature": MODES[speech.rows],
         "size": expert.size,
         "width": expert.width,
         "projection": expert.projection is not None,

@@ -9,7 +9,7 @@ from common.data.corpus import Corpus
 from common.errors import UserError
 from common.run import fit
 from common.video import Clip
-from lipsync.build import expert_feature, feature_name, load_expert
+from lipsync.build import MODES, expert_feature, load_expert
 from lipsync.config import LipSyncConfig
 from lipsync.data import ExpertData, LipSyncData, open_corpus
 from lipsync.expert_module import ExpertTraining
@@ -33,7 +33,7 @@ def train(cfg: LipSyncConfig, *, resume: bool = False, overwrite: bool = False) 
     expert, judge_speech = load_expert(path)
     if expert.size != cfg.data.size:
         raise UserError(f"{path} judges faces of {expert.size} px, but data.size is {cfg.data.size}; make them equal")
-    same = feature_name(judge_speech) == cfg.feature.name
+    same = MODES[judge_speech.rows] == cfg.feature.name
     speech = judge_speech if same else fitted_speech(cfg.feature.name, corpus)
     data = LipSyncData(corpus, cfg, speech, judge_speech)
     module = LipSyncTraining(cfg, expert, speech, judge_speech)

@@ -19,7 +19,7 @@ from common.checkpoints import LAST, load_checkpoint
 from common.config import load
 from common.data.corpus import Corpus
 from common.errors import UserError
-from lipsync.build import EXPERT_KIND, KIND, build_expert, load_expert, load_generator, load_speech, take
+from lipsync.build import EXPERT_KIND, KIND, build_expert, load_expert, load_generator, load_speech
 from lipsync.config import LipSyncConfig
 from lipsync.module import LipSyncTraining, inputs, to_metric
 from lipsync.train import train, train_expert
@@ -41,6 +41,11 @@ def words(corpus: Corpus, out: Path, *more: str) -> list[str]:
 
 def config(corpus: Corpus, out: Path, *more: str) -> LipSyncConfig:
     return load(LipSyncConfig, SMOKE, words(corpus, out, *more))
+
+
+def take(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The entries of a sub-network, without its prefix."""
+    return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
 
 
 def losses(folder: Path) -> list[dict[str, str]]:
@@ -116,7 +121,7 @@ def test_checkpoints_hold_the_gate_the_judge_and_the_features(whole: Path) -> No
     assert load_speech(whole / "smoke-expert" / LAST).rows == 119
     averaged = take(state, "generator_ema")
     assert all(torch.equal(value, averaged[name]) for name, value in generator.state_dict().items())
-    with pytest.raises(UserError, match="'lipsync-expert'"):
+    with pytest.raises(UserError, match="no generator"):
         load_generator(whole / "smoke-expert" / LAST)
 
 
@@ -228,3 +233,26 @@ def test_two_processes_equal_one_on_the_same_global_batch(corpus: Corpus, tmp_pa
                 assert bool(our[key]) == bool(value), key
                 if value:
                     assert float(our[key]) == pytest.approx(float(value), rel=1e-4, abs=1e-4, nan_ok=True), (name, key)
+
+
+def test_networks_start_from_files_as_far_as_they_fit(corpus: Corpus, tmp_path: Path, whole: Path) -> None:
+    finished, expert = whole / "smoke" / LAST, whole / "smoke-expert" / LAST
+    start = [f"{network}.weights={finished}" for network in ("generator", "discriminator")]
+    found = module(corpus, tmp_path, *start, f"expert.weights={expert}")
+    state = load_checkpoint(finished, KIND)["state_dict"]
+    for network, name in (("generator", "generator_ema"), ("discriminator", "discriminator")):
+        for key, value in take(state, name).items():
+            assert torch.equal(getattr(found, network).state_dict()[key], value)
+    more = module(corpus, tmp_path, start[0], "feature.name=mel+mfcc", "generator.attention=spatial")
+    assert torch.equal(more.generator.output_block[1].weight, found.generator.output_block[1].weight)
+    projected = module(corpus, tmp_path, start[0], "feature.name=mel+mfcc", "feature.projection=true")
+    audio, faces = torch.randn(2, 1, 119, 16), torch.rand(2, 6, 32, 32)
+    assert torch.equal(
+        projected.generator.eval()(audio, faces), found.generator.eval()(audio[:, :, :80], faces)
+    )  # [I | 0] hears the mel as before
+    for words, message in (
+        (["generator.width=0.1"], "does not fit the configured generator: face_encoder_blocks.0.0"),
+        ([f"generator.weights={expert}"], "no generator"),
+    ):
+        with pytest.raises(UserError, match=message):
+            module(corpus, tmp_path, start[0], *words)
