@@ -169,8 +169,8 @@ def shared_files(items: Sequence[Item], origin: Mapping[str, str]) -> list[str]:
     if not shared:
         return []
     return [
-        f"pieces of {len(shared)} files both train and are held out, the first is {shared[0]}: figures on them flatter; "
-        "three files a person, or splitting by identity, would hold out whole files"
+        f"pieces of {len(shared)} files both train and are held out, the first is {shared[0]}: figures on them "
+        "flatter; three files a person, or splitting by identity, would hold out whole files"
     ]
 
 
