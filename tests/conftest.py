@@ -31,3 +31,12 @@ def identity_corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
     options = IdentityCorpusOptions(identities=3, voices=3, faces=3, size=32)
     return build_identity_corpus(tmp_path_factory.mktemp("identity") / "corpus", options, workers=0)
+
+
+@pytest.fixture(scope="session")
+def talking_corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """Three synthetic people who say a Mandarin sentence each, in 64 px: one to train on, one in val, one in test."""
+    from common.synthetic.talking import TalkingCorpusOptions, build_talking_corpus  # most tests need none of it
+
+    options = TalkingCorpusOptions(identities=3, seconds=6, size=64, languages=["zh"])
+    return build_talking_corpus(tmp_path_factory.mktemp("talking") / "corpus", options, workers=0)

@@ -6,11 +6,14 @@ import pytest
 import torch
 
 from common.config import config_hash, from_dict, load, to_dict
+from lipsync import build as lipsync_build
+from lipsync.config import LipSyncConfig
 from voice2face.build import build_discriminator, build_face_tower, build_generator, build_voice
 from voice2face.config import Config
 
 ROOT = Path(__file__).parent.parent
 VOICE2FACE = sorted((ROOT / "experiments" / "voice2face").glob("*.yaml"))
+LIPSYNC = sorted((ROOT / "experiments" / "lipsync").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", VOICE2FACE, ids=lambda path: path.stem)
@@ -26,7 +29,22 @@ def test_every_experiment_loads_and_builds(path: Path) -> None:
     assert networks[1].synthesis.resolution == cfg.data.image_size
 
 
-@pytest.mark.parametrize("path", VOICE2FACE, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", LIPSYNC, ids=lambda path: path.stem)
+def test_every_lipsync_experiment_loads_and_builds(path: Path) -> None:
+    cfg = load(LipSyncConfig, path)
+    assert cfg.run.package == "lipsync"
+    assert cfg.run.name == path.stem
+    assert config_hash(from_dict(LipSyncConfig, to_dict(cfg))) == config_hash(cfg)
+    with torch.device("meta"):
+        expert, generator = lipsync_build.build_expert(cfg), lipsync_build.build_generator(cfg)
+        discriminator = lipsync_build.build_discriminator(cfg)
+    assert expert.size == generator.size == discriminator.size == cfg.data.size
+    assert expert.rows == generator.rows
+    official = sum(p.numel() for p in generator.parameters()) == 36_298_035
+    assert official == (path.stem == "table2_wav2lip")
+
+
+@pytest.mark.parametrize("path", VOICE2FACE + LIPSYNC, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_experiment_states_command_time_and_metric(path: Path) -> None:
     head = path.read_text().split("\n")[:4]
     assert all(line.startswith("# ") for line in head)
@@ -34,14 +52,34 @@ def test_every_experiment_states_command_time_and_metric(path: Path) -> None:
     assert path.name in head[1] or "make" in head[1]
 
 
-def test_table_rows_differ_from_the_reference_only_in_what_they_ablate() -> None:
-    def flat(path: str) -> dict[str, object]:
-        cfg = to_dict(load(Config, ROOT / "experiments" / "voice2face" / path))
-        return {f"{section}.{key}": value for section, values in cfg.items() for key, value in values.items()}
+def flat(schema: type, path: str) -> dict[str, object]:
+    """The values of an experiment by dotted keys."""
+    cfg = to_dict(load(schema, ROOT / "experiments" / path))
+    return {f"{section}.{key}": value for section, values in cfg.items() for key, value in values.items()}
 
-    base = flat("base_se_stylegan2.yaml")
+
+def test_table_rows_differ_from_the_reference_only_in_what_they_ablate() -> None:
+    base = flat(Config, "voice2face/base_se_stylegan2.yaml")
     for row, changed in {"table3_no_se": "attention", "table3_relu": "activation"}.items():
-        other = flat(f"{row}.yaml")
+        other = flat(Config, f"voice2face/{row}.yaml")
         assert {key for key in base if base[key] != other[key]} == {"run.name", "encoder.kwargs"}
         before, after = base["encoder.kwargs"], other["encoder.kwargs"]
         assert {key for key in before if before[key] != after[key]} == {changed}
+
+
+def test_lipsync_rows_are_the_papers_features_and_attention() -> None:
+    rows = {
+        "wav2lip": ("mel", "none"),
+        "mfcc": ("mfcc", "none"),
+        "m": ("mel+mfcc", "none"),
+        "cat": ("mel", "channel"),
+        "sat": ("mel", "spatial"),
+        "csa": ("mel", "both"),
+        "full": ("mel+mfcc", "both"),
+    }
+    base = flat(LipSyncConfig, "lipsync/base_m_csawav2lip.yaml")
+    for row, (feature, attention) in rows.items():
+        other = flat(LipSyncConfig, f"lipsync/table2_{row}.yaml")
+        assert (other["feature.name"], other["generator.attention"]) == (feature, attention)
+        changed = {key for key in base if base[key] != other[key]}
+        assert changed <= {"run.name", "feature.name", "generator.attention"}

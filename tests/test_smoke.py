@@ -114,3 +114,22 @@ def test_generate_refuses_in_one_line(trained: Path, tmp_path: Path) -> None:
         assert printed.startswith("error: ")
         assert len(printed.strip().splitlines()) == 1
         assert not out.exists()
+
+
+def test_lipsync_trains_both_stages_in_two_sittings(talking_corpus: Corpus, tmp_path: Path) -> None:
+    experiment = ROOT / "experiments" / "lipsync" / "smoke.yaml"
+    words = ("lipsync", "train", experiment, f"data.root={talking_corpus.root}")
+    run(*words, "trainer.steps=1", folder=tmp_path)
+    run(*words, "--resume", folder=tmp_path)
+    runs = tmp_path / "runs" / "lipsync"
+    for name, key in (("smoke-expert", "train/loss"), ("smoke", "train/g_loss")):
+        for file in ("config.yaml", "git.txt", "metrics.csv", "last.ckpt", "previous.ckpt"):
+            assert (runs / name / file).is_file()
+        with open(runs / name / "metrics.csv") as file:
+            rows = [row for row in csv.DictReader(file) if row[key]]
+        assert [int(row["step"]) for row in rows] == [1, 2]
+        assert all(np.isfinite(float(row[key])) for row in rows)
+    (sample,) = (runs / "smoke" / "samples").glob("*.png")
+    assert "AIGC" in run("common", "label", sample, folder=tmp_path)
+    missing = run("lipsync", "train", experiment, "data.root=nowhere", folder=tmp_path, code=2)
+    assert missing.strip().splitlines()[-1].startswith("error: no corpus at nowhere")
