@@ -71,8 +71,8 @@ def test_a_checkpoint_dubs_and_is_named_in_the_label(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "torn or not a checkpoint"),
-        (b"not a checkpoint", "torn or not a checkpoint"),
+        (b"", "it is torn"),
+        (b"not a checkpoint", "it is torn"),
     ],
 )
 def test_what_is_no_checkpoint_is_named(
