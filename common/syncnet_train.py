@@ -8,7 +8,6 @@ in nothing but time, are the hard negatives.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ from common.config import ExperimentConfig
 from common.data.corpus import Corpus
 from common.data.sampling import Draw
 from common.errors import UserError
+from common.memo import Memo
 from common.metrics.lse import LSE, injected_offsets, score_streams
 from common.run import fit
 from common.syncnet import (
@@ -194,7 +194,7 @@ class SyncWindows(Dataset[dict[str, Tensor]]):
             )
         self.read: Callable[[int], tuple[Tensor, Tensor]] = self._read
         if cfg.cache:
-            self.read = lru_cache(maxsize=None)(self._read)
+            self.read = Memo(self._read)
 
     def __len__(self) -> int:
         return len(self.clips)

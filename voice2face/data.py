@@ -1,7 +1,6 @@
 """Pairs of a recording and a face of the same person, and whole recordings for evaluation."""
 
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from common.config import config_hash
 from common.data.corpus import SAMPLE_RATE, Corpus
 from common.data.sampling import Draw
 from common.errors import UserError
+from common.memo import Memo
 from common.rng import StepRandom
 from common.synthetic.build import build_identity_corpus
 from common.training import TrainData
@@ -76,8 +76,8 @@ class VoiceFacePairs(Dataset[dict[str, Any]]):
         self.read_voice: Callable[[str], Tensor] = self._read_voice
         self.read_face: Callable[[str], Tensor] = self._read_face
         if cfg.cache:
-            self.read_voice = lru_cache(maxsize=None)(self._read_voice)
-            self.read_face = lru_cache(maxsize=None)(self._read_face)
+            self.read_voice = Memo(self._read_voice)
+            self.read_face = Memo(self._read_face)
 
     def _read_voice(self, path: str) -> Tensor:
         return load_audio(self.corpus.file(path), SAMPLE_RATE, max_seconds=self.cfg.max_seconds)

@@ -1,3 +1,4 @@
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,13 @@ def test_caching_changes_nothing(identity_corpus: Corpus, cfg: DataConfig) -> No
         a, b = plain[Draw(0, 3)], cached[Draw(0, 3)]
         assert torch.equal(a["wave"], b["wave"])
         b["wave"].zero_()
+
+
+def test_pairs_reach_a_spawned_worker(identity_corpus: Corpus, cfg: DataConfig) -> None:
+    cfg.cache = True
+    pairs = VoiceFacePairs(identity_corpus, "train", cfg)
+    copy = pickle.loads(pickle.dumps(pairs))
+    assert torch.equal(copy[Draw(0, 3)]["wave"], pairs[Draw(0, 3)]["wave"])
 
 
 def test_short_recordings_are_tiled(identity_corpus: Corpus, cfg: DataConfig) -> None:
