@@ -55,7 +55,7 @@ _HELD_BYTES = 3 << 27
 _TRACKED_AHEAD = 4
 """Frames that are read ahead of the tracking."""
 _CLOSED_KEPT = 32
-"""Crops with a closed mouth that are kept; each serves ten seconds of the video."""
+"""Crops with a closed mouth that are kept; each serves five seconds of the video."""
 
 T = TypeVar("T")
 

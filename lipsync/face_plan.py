@@ -4,16 +4,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.faces.tracks import Tracking, choose, crop_matrices, face_pose, segments, smooth
+from common.faces.tracks import POSE_POINTS, Tracking, choose, crop_matrices, face_pose, segments, smooth
 
 _SMALLEST = 16
 """Pixels; a crop of a smaller part of the frame shows no face that could speak."""
-_NEAR = 10.0
+_NEAR = 5.0
 """Seconds; a picture with a closed mouth is looked for within so long a part of a shot."""
 _NEARLY_CLOSED = 0.1
 """Share of the frames of such a part whose mouths are open least; the most usual pose among them is taken."""
 _INNER_LIPS = (62, 66)
 _NOSE = 30
+"""The tip of the nose, which the pose's points leave out, shows best where a head is turned to."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,7 @@ class FacePlan:
 
     def landmarks_in_crop(self, frames: np.ndarray) -> np.ndarray:
         """(B,68,2) in pixels of the crop."""
-        matrices = self.matrices[frames]
-        turned: np.ndarray = np.einsum("bij,bkj->bki", matrices[:, :, :2], self.landmarks[frames])
-        return np.asarray(turned + matrices[:, None, :, 2])
+        return _moved(self.landmarks[frames], self.matrices[frames])
 
 
 def plan_face(tracking: Tracking, which: str, size: int) -> FacePlan:
@@ -60,9 +59,14 @@ def plan_face(tracking: Tracking, which: str, size: int) -> FacePlan:
     landmarks[rows] = smooth(track, tracking.shots, fps=tracking.fps)
     matrices = crop_matrices(landmarks, tracking.shots, size, framing="face", fps=tracking.fps)
     matrices[~_usable(matrices, size, tracking.size)] = np.nan
-    present = np.isfinite(matrices[:, 0, 0])
-    landmarks[~present] = np.nan
-    return FacePlan(matrices, landmarks, _closed(landmarks, present, tracking.shots, tracking.fps))
+    landmarks[~np.isfinite(matrices[:, 0, 0])] = np.nan
+    closed = _closed(landmarks, _moved(landmarks, matrices), tracking.shots, tracking.fps)
+    return FacePlan(matrices, landmarks, closed)
+
+
+def _moved(landmarks: np.ndarray, matrices: np.ndarray) -> np.ndarray:
+    """Landmarks (B,68,2) of frames in pixels of their crops."""
+    return np.asarray(np.einsum("bij,bkj->bki", matrices[:, :, :2], landmarks) + matrices[:, None, :, 2])
 
 
 def _usable(matrices: np.ndarray, size: int, frame: tuple[int, int]) -> np.ndarray:
@@ -76,18 +80,24 @@ def _usable(matrices: np.ndarray, size: int, frame: tuple[int, int]) -> np.ndarr
     return usable
 
 
-def _closed(landmarks: np.ndarray, present: np.ndarray, shots: tuple[int, ...], fps: float) -> np.ndarray:
-    """(n,) for each frame the frame in the same part of its shot whose mouth is closed and whose pose is usual."""
-    turn, shift = face_pose(landmarks)
-    lips = landmarks[:, _INNER_LIPS[1]] - landmarks[:, _INNER_LIPS[0]]
+def _closed(landmarks: np.ndarray, in_crop: np.ndarray, shots: tuple[int, ...], fps: float) -> np.ndarray:
+    """(n,) for each frame the frame in the same part of its shot whose mouth is closed and whose pose is usual there.
+
+    Args:
+        landmarks: (n,68,2) in pixels of the frames; NaN where there is no face.
+        in_crop: the same in pixels of the crops, which are upright: a rolled head is rolled there.
+        shots: first frames of the shots.
+        fps: frames per second.
+    """
     with np.errstate(invalid="ignore"):
-        opening = np.hypot(lips[:, 0], lips[:, 1]) / np.abs(turn)
-        nose = (landmarks[:, _NOSE, 0] + 1j * landmarks[:, _NOSE, 1] - shift) / turn
-    closed = np.full(len(landmarks), -1)
-    for shot in segments(present, shots):
+        lips = landmarks[:, _INNER_LIPS[1]] - landmarks[:, _INNER_LIPS[0]]
+        opening = np.hypot(lips[:, 0], lips[:, 1]) / np.abs(face_pose(landmarks)[0])
+    pose = in_crop[:, [*POSE_POINTS, _NOSE]].reshape(len(in_crop), -1)
+    closed = np.full(len(in_crop), -1)
+    for shot in segments(np.isfinite(opening), shots):
         parts = max(1, round((shot.stop - shot.start) / (_NEAR * fps)))
         for frames in np.array_split(np.arange(shot.start, shot.stop), parts):
             shut = frames[opening[frames] <= np.quantile(opening[frames], _NEARLY_CLOSED)]
-            usual = np.median(nose[frames].real) + 1j * np.median(nose[frames].imag)
-            closed[frames] = shut[np.argmin(np.abs(nose[shut] - usual))]
+            unusual = np.abs(pose[shut] - np.median(pose[frames], axis=0)).sum(axis=1)
+            closed[frames] = shut[np.argmin(unusual)]
     return closed

@@ -6,7 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from common.audio.lipsync_features import SpeechFeatures, SpeechMode, speech_features
+from common.audio.lipsync_features import SpeechFeatures
 from lipsync.build import load_generator, load_speech
 from lipsync.config import LipSyncConfig
 from lipsync.networks import Wav2Lip, prepare_for_inference
@@ -14,8 +14,6 @@ from lipsync.networks import Wav2Lip, prepare_for_inference
 LOOKED_AT = 0.4
 """Rows above this share of a face are the target's own: the mask of `dub` does not show what is drawn there."""
 CPU_BATCH, GPU_BATCH = 16, 128
-_MODES: dict[int, SpeechMode] = {80: "mel", 39: "mfcc", 119: "mel+mfcc"}
-"""What a generator hears, by its rows."""
 
 
 class LipSync:
@@ -70,8 +68,7 @@ class LipSync:
             UserError: missing, torn, unsafe, or without a generator of this architecture.
         """
         generator, cfg = load_generator(path)
-        features = load_speech(path) if cfg else speech_features(_MODES[generator.rows])
-        return cls(generator, features, device=device, whole=whole, dtype=dtype), cfg
+        return cls(generator, load_speech(path), device=device, whole=whole, dtype=dtype), cfg
 
     @torch.inference_mode()
     def draw(self, windows: Tensor, targets: Tensor, references: Tensor) -> Tensor:

@@ -11,14 +11,15 @@ from PIL import Image
 
 from common.audio.io import load_audio, write_wav
 from common.audio.lipsync_features import speech_features
-from common.faces.tracks import crop_frames
+from common.faces.track import track_frames
+from common.faces.tracks import Track, Tracking, crop_frames
 from common.provenance import read_label
 from common.video import VideoWriter, probe_video, read_frames, read_times
 from lipsync.dub import DubReport, DubSettings, dub
 from lipsync.face_plan import plan_face
 from lipsync.networks import Wav2Lip
 from lipsync.windows import cut_windows, drawing_window
-from tests.common.toy_faces import ToyEmbedder, scene
+from tests.common.toy_faces import ToyEmbedder, marks, scene
 from tests.common.toy_media import voice
 from tests.common.toy_videos import make_video
 from tests.lipsync.toy_dub import (
@@ -182,8 +183,6 @@ def test_in_silence_the_network_hears_nothing_and_sees_a_closed_mouth(
     own = faces[:, 3:].clone()
     own[:, :, 16:] = 0
     is_own = torch.isclose(own, faces[:, :3]).all(dim=1).all(dim=1).all(dim=1)
-    from common.faces.track import track_frames
-
     tracking = track_frames(((t / 25, image) for t, image in enumerate(images)), TalkingFaces())
     plan = plan_face(tracking, "largest", 32)
     assert {t % 5 for t in plan.closed} == {2}
@@ -196,6 +195,27 @@ def test_in_silence_the_network_hears_nothing_and_sees_a_closed_mouth(
         assert (difference[28:] < 0.6).all()
     if reference == "closed":
         assert (difference < 0.6).all()
+
+
+def test_the_closed_mouth_is_one_of_the_usual_pose_in_the_same_shot() -> None:
+    count, still = 100, marks((70, 60, 130, 120)).astype(np.float64)
+    landmarks = np.repeat(still[None], count, axis=0)
+    landmarks[:, [57, 65, 66, 67], 1] += 4.0  # open, but for the following
+    for shut in (5, 14, 31, 61, 88):
+        landmarks[shut - 2 : shut + 3] = still
+    turn = np.array([[0.9, -0.44], [0.44, 0.9]])
+    for rolled in (5, 31, 61):
+        rows = slice(rolled - 4, rolled + 5)
+        landmarks[rows] = (landmarks[rows] - (100, 90)) @ turn.T + (100, 90)
+    landmarks[40] = np.nan
+    boxes = np.tile(np.array([70, 60, 130, 120], np.float32), (count, 1))
+    boxes[40] = np.nan
+    ones = np.ones(count, np.float32)
+    track = Track(0, 0, boxes, landmarks.astype(np.float32), ones, ones > 0)
+    plan = plan_face(Tracking(count, 25.0, np.arange(count) / 25, (240, 180), (0, 50), [track]), "largest", 32)
+    assert set(plan.closed[:50]) <= {13, 14, 15}
+    assert set(plan.closed[50:]) <= {87, 88, 89}
+    assert plan.present.all()  # a short gap is bridged
 
 
 def test_music_alone_closes_the_mouth_and_says_so(tmp_path: Path, kept: type[KeptFrames]) -> None:

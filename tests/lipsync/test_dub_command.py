@@ -68,21 +68,13 @@ def test_a_checkpoint_dubs_and_is_named_in_the_label(
     assert (corner.max(axis=2) < 60).any()
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"", "it is torn"),
-        (b"not a checkpoint", "it is torn"),
-    ],
-)
-def test_what_is_no_checkpoint_is_named(
-    content: bytes, words: str, tmp_path: Path, media_files: tuple[Path, Path]
-) -> None:
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\3\4" + bytes(60)])
+def test_what_is_no_checkpoint_is_named(content: bytes, tmp_path: Path, media_files: tuple[Path, Path]) -> None:
     (tmp_path / "c.ckpt").write_bytes(content)
     arguments = ["--video", media_files[0], "--audio", media_files[1], "--out", tmp_path / "o.mp4"]
     code, text = command("--checkpoint", tmp_path / "c.ckpt", *arguments, "--device", "cpu")
     assert code == 2
-    assert words in text
+    assert "c.ckpt" in text
     assert len(text.strip().splitlines()) == 1
     assert not (tmp_path / "o.mp4").exists()
 
