@@ -172,7 +172,7 @@ def _text(value: Any) -> str:
 def _figures(runs: Sequence[RunRecord]) -> str:
     """Every number of metrics.json with its interval, and every logged validation figure at its last step."""
     flat = [final_figures(run) for run in runs]
-    keys = list(dict.fromkeys(key for figures in flat for key in figures))
+    keys = list(dict.fromkeys(key for figures in flat for key in figures if key not in _NOT_COMPARED))
     if not keys:
         return "<p>No run was evaluated or validated.</p>"
     return _table("figure", runs, [(key, [figures.get(key, "") for figures in flat]) for key in keys])

@@ -202,7 +202,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         config = OmegaConf.load(path)
     except FileNotFoundError as error:
-        raise UserError(f"no such configuration file: {path}") from error
+        raise UserError(f"no such configuration file: {path}{_alternative(path)}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
     except yaml.YAMLError as error:
@@ -212,6 +212,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(config, DictConfig):
         raise UserError(f"{path}: must hold `key: value` lines, not a list")
     return cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
+
+
+def _alternative(path: Path) -> str:
+    """The nearest name of a file beside the one that is missing."""
+    near = difflib.get_close_matches(path.name, [other.name for other in path.parent.glob("*.yaml")], n=1, cutoff=0.5)
+    return f"; did you mean {path.with_name(near[0])}?" if near else ""
 
 
 def _read_word(word: str) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from common.errors import UserError
 
 CONFIG, CURVES, METRICS, COMMIT, HARDWARE = "config.yaml", "metrics.csv", "metrics.json", "git.txt", "hardware.txt"
 UNKNOWN = "unknown"
+FIRST_STAGES = ("-encoder", "-expert", "-expression")
+"""How the packages name the run folder of a first stage, after that of the second."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,10 @@ class RunRecord:
 def find_runs(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
     """Run folders among `paths`, each once; a folder that is no run stands for the runs below it.
 
-    Returns the folders and a sentence for each path that holds no run. Raises UserError where a path is missing, or
+    The run of a first stage (`FIRST_STAGES`) is left out where the run that it served is there: `runs/lipsync/*`
+    should not put experts and generators side by side.
+
+    Returns the folders and a sentence for each path that is left out. Raises UserError where a path is missing, or
     none of them holds a run.
     """
     found: dict[Path, Path] = {}
@@ -75,7 +80,16 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
             found.setdefault(folder.resolve(), folder)
     if not found:
         raise UserError(f"nothing to compare: {'; '.join(empty) or 'no run folder was given'}")
+    served = [(folder, main) for folder in found if (main := _serves(folder)) and main in found]
+    for folder, main in served:
+        empty.append(f"{found.pop(folder)} is the first stage of {main.name}; name it without that run to see it")
     return list(found.values()), empty
+
+
+def _serves(folder: Path) -> Path | None:
+    """The run whose first stage `folder` is by its name."""
+    suffix = next((suffix for suffix in FIRST_STAGES if folder.name.endswith(suffix)), None)
+    return folder.with_name(folder.name.removesuffix(suffix)) if suffix else None
 
 
 def read_runs(folders: Sequence[Path]) -> list[RunRecord]:

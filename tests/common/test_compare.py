@@ -56,6 +56,14 @@ class Reader(HTMLParser):
         self.words.append(data)
 
 
+def test_a_first_stage_stands_back_behind_its_run(tmp_path: Path) -> None:
+    main, first, alone = (make_run(tmp_path / name) for name in ("a", "a-expert", "b-encoder"))
+    folders, left_out = find_runs([tmp_path])
+    assert folders == [main, alone]
+    assert left_out == [f"{first} is the first stage of a; name it without that run to see it"]
+    assert find_runs([first]) == ([first], [])
+
+
 def test_the_page_holds_everything_and_needs_nothing(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", lr=0.2, fid=5.0)]
     printed = compare(runs, tmp_path / "out" / "compare.html")

@@ -150,7 +150,9 @@ def test_bases_in_a_circle_are_refused(tmp_path: Path) -> None:
 
 
 def test_missing_and_binary_files(tmp_path: Path) -> None:
-    assert "no such configuration file" in message(Config, tmp_path / "none.yaml")
+    assert message(Config, tmp_path / "none.yaml").endswith(f"no such configuration file: {tmp_path / 'none.yaml'}")
+    write(tmp_path, "quickstart.yaml", "")
+    assert message(Config, tmp_path / "quikstart.yaml").endswith(f"did you mean {tmp_path / 'quickstart.yaml'}?")
     binary = tmp_path / "binary.yaml"
     binary.write_bytes(b"\xff\xfe\x00\x81")
     assert "binary.yaml" in message(Config, binary)
