@@ -5,9 +5,23 @@ from typing import Annotated, Any
 
 import typer
 
-from common.cli import ConfigFile, Device, Out, Overrides, Overwrite, Resume, Seed, make_app, pick_device, run_cli
+from common.cli import (
+    ConfigFile,
+    Device,
+    EngineName,
+    Faces,
+    Fresh,
+    Out,
+    Overrides,
+    Overwrite,
+    Resume,
+    Seed,
+    Workers,
+    make_app,
+    pick_device,
+    run_cli,
+)
 from common.compare import compare as compare_runs
-from common.data.engine import Engine
 from common.data.prepare import SplitBy
 from common.data.talking_takes import Speaker
 from common.face3d.ict import convert
@@ -25,10 +39,6 @@ app.add_typer(prepare, name="prepare")
 Filter = Annotated[str | None, typer.Option("--filter", help="none, plain, clr or latentsync")]
 Bounds = Annotated[list[str] | None, typer.Option("--bound", help="changes the filter: max_seconds=5; repeats")]
 SyncWeights = Annotated[str, typer.Option("--sync", help="SyncNet weights: auto (where they are here), none or a file")]
-Workers = Annotated[int | None, typer.Option("--workers", help="processes; all cores unless given")]
-EngineName = Annotated[Engine, typer.Option("--engine", help="local, or ray: a Ray cluster")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="start anew where earlier options differ")]
-Faces = Annotated[str, typer.Option("--backend", help="dlib or face_alignment")]
 
 
 @synthesize.command()

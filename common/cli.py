@@ -8,6 +8,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from common.data.engine import Engine
 from common.errors import UserError
 
 ConfigFile = Annotated[
@@ -23,6 +24,10 @@ Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything ran
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps ...")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last checkpoint, if it has one.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run of the same name.")]
+Workers = Annotated[int | None, typer.Option("--workers", help="Processes; all cores unless given.")]
+EngineName = Annotated[Engine, typer.Option("--engine", help="local, or ray: a Ray cluster.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start anew where earlier options differ.")]
+Faces = Annotated[str, typer.Option("--backend", help="dlib or face_alignment.")]
 
 
 class Commands(TyperGroup):

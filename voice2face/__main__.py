@@ -13,11 +13,15 @@ from common.cli import (
     Checkpoint,
     ConfigFile,
     Device,
+    EngineName,
+    Faces,
+    Fresh,
     Out,
     Overrides,
     Overwrite,
     Resume,
     Seed,
+    Workers,
     make_app,
     pick_device,
     run_cli,
@@ -49,16 +53,27 @@ def prepare(
     out: Out,
     faces: Annotated[Path | None, typer.Option(help="voxceleb: the folder of VGGFace images")] = None,
     size: Annotated[int, typer.Option(help="side of the stored face crops in px")] = 256,
-    backend: Annotated[str, typer.Option(help="dlib or face_alignment")] = "dlib",
+    backend: Faces = "dlib",
     split: Annotated[SplitBy, typer.Option(help="of people, or of everybody's recordings")] = "auto",
     limit: Annotated[int | None, typer.Option(help="at most so many people")] = None,
-    workers: Annotated[int | None, typer.Option(help="processes; all cores unless given")] = None,
-    fresh: Annotated[bool, typer.Option(help="start anew where earlier options differ")] = False,
+    workers: Workers = None,
+    engine: EngineName = "local",
+    fresh: Fresh = False,
 ) -> None:
     """Turn raw recordings and pictures into a corpus."""
     extra: dict[str, Any] = {} if faces is None else {"faces": faces}
     report = prepare_corpus(
-        source, input, out, size=size, backend=backend, split=split, limit=limit, workers=workers, fresh=fresh, **extra
+        source,
+        input,
+        out,
+        size=size,
+        backend=backend,
+        split=split,
+        limit=limit,
+        workers=workers,
+        engine=engine,
+        fresh=fresh,
+        **extra,
     )
     print(report.text())
 
