@@ -15,7 +15,6 @@ from PIL import Image
 from common.data.corpus import MANIFEST, SAMPLE_RATE, Corpus, Item
 from common.data.engine import Drop, Engine, Job, Outcome, Product, Record, Unit, begin, run_units
 from common.data.folder import digest, stamp_of
-from common.data.ingest import decodable
 from common.data.prepare import worker_count
 from common.data.talking import Recording, TalkingKit, TalkingSettings, TalkingTools
 from common.data.talking_clip import measure_written, write_take
@@ -38,6 +37,7 @@ from common.errors import UserError
 from common.files import write_text
 from common.provenance import read_label
 from common.video import Clip, probe_video
+from common.video.reader import encodable_path
 
 _THUMBNAIL = 112
 _FACES_AT = 8
@@ -195,7 +195,7 @@ def _face_of_clip(clip: Clip) -> dict[str, float]:
 
 def _of_video(recording: Recording, tools: TalkingTools) -> tuple[Measures, np.ndarray, Path]:
     """A raw video's measures, in its own pixels, at 25 fps; sharpness and sync from 10 s of its longest take."""
-    with decodable(Path(recording.path)) as path, decodable(Path(recording.audio or recording.path)) as audio:
+    with encodable_path(Path(recording.path)) as path, encodable_path(Path(recording.audio or recording.path)) as audio:
         info = probe_video(path)
         sound = sound_of(recording, path, audio)
         tracking = track_faces(recording, path, tools)

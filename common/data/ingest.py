@@ -7,14 +7,10 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-import av
 import numpy as np
 import torch
 from PIL import Image
@@ -26,6 +22,9 @@ from common.data.corpus import SAMPLE_RATE, Item
 from common.data.engine import Drop, Outcome, Product, Unit
 from common.errors import UserError
 from common.faces import Face, FaceBackend, align_face, align_matrix, load_backend, read_image
+from common.video import probe_video
+from common.video.picture import Upright
+from common.video.reader import encodable_path, timed_frames
 
 MediaKind = Literal["video", "voice", "photo"]
 _SHARPNESS_SIDE = 64
@@ -117,7 +116,7 @@ def ingest(unit: Unit, tools: Tools) -> Outcome:
         makers = {"video": (voices_of, faces_of), "voice": (voices_of,), "photo": (faces_of,)}[media.kind]
         for make in makers:
             try:
-                with decodable(Path(media.path)) as path:
+                with encodable_path(Path(media.path)) as path:
                     made = make(media, path, tools)
             except UserError as error:
                 outcome.drops.append(Drop(media.source, str(error).replace(media.path, "it")))
@@ -127,20 +126,6 @@ def ingest(unit: Unit, tools: Tools) -> Outcome:
                 outcome.products += made.products
                 outcome.drops += made.drops
     return outcome
-
-
-@contextmanager
-def decodable(path: Path) -> Iterator[Path]:
-    """The path, or a link to it where its name is not UTF-8, which decoders refuse."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        with TemporaryDirectory() as folder:
-            link = Path(folder, "media").with_suffix(path.suffix)
-            link.symlink_to(path.absolute())
-            yield link
-    else:
-        yield path
 
 
 def voices_of(media: Media, path: Path, tools: Tools) -> Outcome:
@@ -308,55 +293,17 @@ def sampled_frames(path: Path, count: int, longest: float) -> Iterator[tuple[flo
     Raises:
         UserError: not a video, or nothing of it can be decoded.
     """
-    decoded = 0
-    try:
-        with path.open("rb") as file, av.open(file, mode="r") as container:
-            if not container.streams.video:
-                raise UserError("no face: the file has no pictures")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            duration = _seconds(container, stream, longest)
-            rate = float(stream.average_rate or 25)
-            start: float | None = None
-            for index, frame in enumerate(container.decode(stream)):
-                time = frame.time if frame.time is not None else index / rate
-                start = time if start is None else start
-                place = (time - start) / duration
-                if place >= 1:
-                    break
-                if place * count >= decoded:
-                    decoded += 1
-                    yield place, _upright(frame, stream.sample_aspect_ratio)
-    except av.FFmpegError as error:
-        if not decoded:
-            raise UserError(f"no face: the pictures cannot be decoded ({error.strerror})") from error
-    except OSError as error:
-        raise UserError(f"cannot read the file: {error.strerror or error}") from error
-
-
-def _seconds(container: Any, stream: Any, longest: float) -> float:
-    """Duration of the pictures, at most `longest`. Matroska states the file's only, whose sound may go on when the
-    pictures end, so the packets tell there."""
-    if stream.duration and stream.time_base:
-        return min(float(stream.duration * stream.time_base), longest)
-    first, last = math.inf, -math.inf
-    for packet in container.demux(stream):
-        if packet.pts is not None:
-            time = float(packet.pts * packet.time_base)
-            first, last = min(first, time), max(last, time)
-            if last - first > longest:
-                break
-    container.seek(0)
-    if last < first:
-        raise UserError("no face: the file has no pictures")
-    return min(last - first + 1 / float(stream.average_rate or 25), longest)
-
-
-def _upright(frame: av.VideoFrame, aspect: Fraction | None) -> np.ndarray:
-    """Apply the pixel aspect and the rotation (counter-clockwise degrees) that the file asks for."""
-    width = round(frame.width * aspect) if aspect and aspect > 0 else frame.width
-    image = frame.to_ndarray(format="rgb24", width=width, height=frame.height)
-    return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))
+    duration = min(probe_video(path).seconds, longest)
+    upright: Upright | None = None
+    taken = 0
+    for frame in timed_frames(path, []):
+        place = frame.time / duration
+        if place >= 1:
+            break
+        if place * count >= taken:
+            taken += 1
+            upright = upright or Upright(frame.picture, frame.aspect)
+            yield place, upright(frame.picture)
 
 
 def _face_product(media: Media, index: int, crop: Crop) -> Product:

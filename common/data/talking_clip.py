@@ -11,7 +11,6 @@ import numpy as np
 from common.audio.io import write_wav
 from common.data.corpus import SAMPLE_RATE, SCHEMA
 from common.data.engine import InputError, Product
-from common.data.ingest import decodable
 from common.data.talking import Recording, Scorer, TalkingSettings, TalkingTools
 from common.data.talking_measures import FPS, SAMPLES_PER_FRAME, Measures, sharpness_measure, spread
 from common.data.talking_sound import Sound
@@ -19,6 +18,7 @@ from common.data.talking_takes import Take
 from common.errors import UserError
 from common.faces.tracks import crop_frames
 from common.video import Clip, read_frames, write_clip
+from common.video.reader import encodable_path
 
 SYNC_FRAMES = 250
 """Frames of a clip that sync is measured on: 10 s, from its beginning."""
@@ -103,7 +103,7 @@ def _pictures(recording: Recording, take: Take) -> Iterator[np.ndarray]:
     """The frames of a take; whatever goes wrong in reading them is the input's fault."""
     start, read, span = recording.start + take.start / FPS, 0, recording.span(take.start, len(take))
     try:
-        with decodable(Path(recording.path)) as path:
+        with encodable_path(Path(recording.path)) as path:
             frames = read_frames(path, fps=FPS, start=start, seconds=len(take) / FPS)
             for frame in itertools.islice(frames, len(take)):
                 yield frame.image

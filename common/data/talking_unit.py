@@ -14,7 +14,6 @@ import numpy as np
 
 from common.data.corpus import Item
 from common.data.engine import Drop, Outcome, Product, Unit
-from common.data.ingest import decodable
 from common.data.talking import Recording, TalkingSettings, TalkingTools, frames_in
 from common.data.talking_clip import clip_columns, fill_clip, follow_of
 from common.data.talking_measures import (
@@ -33,6 +32,7 @@ from common.faces.patch import Box
 from common.faces.track import TrackSettings, track_frames
 from common.faces.tracks import Track, Tracking
 from common.video import probe_video, read_frames
+from common.video.reader import encodable_path
 
 _LOST = 5
 
@@ -46,7 +46,10 @@ def talk(unit: Unit, tools: TalkingTools) -> Outcome:
     recording: Recording = unit.payload
     outcome = Outcome()
     try:
-        with decodable(Path(recording.path)) as path, decodable(Path(recording.audio or recording.path)) as audio:
+        with (
+            encodable_path(Path(recording.path)) as path,
+            encodable_path(Path(recording.audio or recording.path)) as audio,
+        ):
             sound = sound_of(recording, path, audio)
             tracking = track_faces(recording, path, tools)
     except UserError as error:

@@ -128,8 +128,8 @@ def test_broken_videos(tmp_path):
     assert places[-1] > 0.8
     for bad in (b"", b"no video" * 100, whole[:100]):
         path.write_bytes(bad)
-        with pytest.raises(UserError, match=r"cannot be decoded|no pictures"):
+        with pytest.raises(UserError, match=r"empty file|damaged or of another kind|can be decoded"):
             list(sampled_frames(path, 10, 600))
     save_voice(tmp_path / "sound.wav")
-    with pytest.raises(UserError, match="no pictures"):
+    with pytest.raises(UserError, match="no video track"):
         list(sampled_frames(tmp_path / "sound.wav", 10, 600))
