@@ -1,5 +1,6 @@
-"""What a measurement ran on, in one line."""
+"""What this software runs on: in one line beside a measurement, and as a number of cores."""
 
+import os
 import platform
 from pathlib import Path
 
@@ -20,3 +21,10 @@ def _processor(info: Path = Path("/proc/cpuinfo")) -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names and names[0] else platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # macOS has none
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -10,6 +10,8 @@ from typing import TypeVar
 
 import torch
 
+from common.hardware import cores
+
 Result = TypeVar("Result")
 
 
@@ -22,7 +24,7 @@ def in_processes(
     must be picklable. What a call raises is raised here; the calls that wait are then given up, and those that run
     are waited for.
     """
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, cores() // jobs)
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         futures = {
             pool.submit(_run, call, log, threads): index

@@ -4,7 +4,6 @@ A run that was killed is resumed by the same command. The manifest is written la
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +18,7 @@ from common.data.splits import ENOUGH_IDENTITIES, hash_splits, recording_splits
 from common.data.voxceleb import plan_voxceleb
 from common.errors import UserError
 from common.files import write_json
+from common.hardware import cores
 
 SplitBy = Literal["auto", "identity", "recording"]
 SOURCES: dict[str, Callable[..., Plan]] = {"folder": plan_folder, "voxceleb": plan_voxceleb}
@@ -130,7 +130,7 @@ def check_apart(input: Path, out: Path) -> None:
 
 def worker_count(workers: int | None, units: int) -> int:
     """As many processes as asked for, all cores where None, and no more than units."""
-    return min(len(os.sched_getaffinity(0)) if workers is None else workers, units)
+    return min(cores() if workers is None else workers, units)
 
 
 def as_json(settings: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from common.errors import UserError
+from common.hardware import cores
 
 _TRAIN, _VALIDATION = 0, 1  # first word of the random streams of this file
 
@@ -129,8 +130,10 @@ def make_loader(
     """A DataLoader that leaves the global random state alone and keeps its workers between passes.
 
     PyTorch draws the workers' base seed from the global generator unless given another; a draw that only some runs
-    make (a resumed one, one with validation) would shift every later number.
+    make (a resumed one, one with validation) would shift every later number. No more workers are started than there
+    are cores: a configuration is written for larger machines, and the data do not depend on their number.
     """
+    workers = min(workers, cores())
     return DataLoader(
         dataset,
         batch_sampler=sampler,
