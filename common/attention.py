@@ -202,3 +202,45 @@ def _factor(logits: Tensor, residual: Residual) -> Tensor:
     if residual == "add":
         return 1 + gate
     return 2 * gate if residual == "identity_init" else gate
+
+
+class LocalCrossModalAttention(nn.Module):
+    """Each time step of one modality asks the 2k + 1 nearest steps of another (paper 4, eqs. 5 to 7).
+
+    z_t = softmax(q_t K_t^T / sqrt(d)) V_t with q_t from `queries` and K_t, V_t from `values` within k steps of t. What
+    the window would see beyond either end of the sequence is left out, so that the softmax runs over real steps only.
+    No heads, no biases, no dropout, no residual: z carries values only, queries act through the weights.
+
+    Args:
+        query_dim, value_dim: widths of the two inputs.
+        dim: d, the width of the result.
+        k: half window.
+
+    Shape: (B, T, query_dim) and (B, T, value_dim) -> (B, T, dim).
+    """
+
+    def __init__(self, query_dim: int, value_dim: int, dim: int, *, k: int = 2) -> None:
+        super().__init__()
+        if k < 0:
+            raise ValueError(f"a window needs k >= 0, got {k}")
+        self.query = nn.Linear(query_dim, dim, bias=False)
+        self.key = nn.Linear(value_dim, dim, bias=False)
+        self.value = nn.Linear(value_dim, dim, bias=False)
+        self.k = k
+
+    def weights(self, queries: Tensor, values: Tensor) -> Tensor:
+        """The softmax alone: (B, T, 2k + 1), zero beyond the ends."""
+        query = self.query(queries)
+        scores = torch.einsum("btd,btdw->btw", query, self._windows(self.key(values))) / query.shape[-1] ** 0.5
+        steps = torch.arange(queries.shape[1], device=queries.device)
+        seen = steps[:, None] + torch.arange(-self.k, self.k + 1, device=queries.device)
+        outside = (seen < 0) | (seen >= queries.shape[1])
+        return scores.masked_fill(outside, -torch.inf).softmax(dim=-1)
+
+    def forward(self, queries: Tensor, values: Tensor) -> Tensor:
+        windows = self._windows(self.value(values))
+        return torch.einsum("btw,btdw->btd", self.weights(queries, values).to(windows.dtype), windows)
+
+    def _windows(self, x: Tensor) -> Tensor:
+        """(B, T, d) -> (B, T, d, 2k + 1), zeros beyond the ends."""
+        return F.pad(x, (0, 0, self.k, self.k)).unfold(1, 2 * self.k + 1, 1)

@@ -11,6 +11,7 @@ from common.attention import (
     ChannelAttention,
     ChannelSpatialAttention,
     EfficientMultiScaleAttention,
+    LocalCrossModalAttention,
     Residual,
     SelfAttention2d,
     SpatialAttention,
@@ -264,3 +265,36 @@ def test_gates_of_paper_3_refuse_what_they_cannot_be() -> None:
         ChannelAttention(8, residual="gated")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="odd kernel"):
         SpatialAttention(kernel=4)
+
+
+@pytest.mark.parametrize(("steps", "k"), [(1, 2), (3, 2), (8, 2), (5, 0), (4, 7)])
+def test_local_attention_equals_a_plain_loop(steps: int, k: int) -> None:
+    torch.manual_seed(0)
+    block = LocalCrossModalAttention(5, 3, 4, k=k)
+    queries, values = torch.randn(2, steps, 5), torch.randn(2, steps, 3)
+    out, weights = block(queries, values), block.weights(queries, values)
+    for batch in range(2):
+        for t in range(steps):
+            q = block.query.weight @ queries[batch, t]
+            window = [tau for tau in range(t - k, t + k + 1) if 0 <= tau < steps]
+            scores = [float(q @ (block.key.weight @ values[batch, tau]).detach()) / math.sqrt(4) for tau in window]
+            expected = sum(
+                w * (block.value.weight @ values[batch, tau]) for w, tau in zip(softmax(scores), window, strict=True)
+            )
+            assert torch.allclose(out[batch, t], expected, atol=1e-6)
+            kept = [weights[batch, t, tau - t + k].item() for tau in window]
+            assert kept == pytest.approx(softmax(scores), abs=1e-6)
+            assert weights[batch, t].sum().item() == pytest.approx(1, abs=1e-6)
+
+
+def test_local_attention_passes_gradcheck() -> None:
+    torch.manual_seed(0)
+    block = LocalCrossModalAttention(2, 3, 2, k=1).double()
+    queries = torch.randn(1, 4, 2, dtype=torch.float64, requires_grad=True)
+    values = torch.randn(1, 4, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(block, (queries, values))
+
+
+def test_local_attention_refuses_a_negative_window() -> None:
+    with pytest.raises(ValueError, match="k >= 0"):
+        LocalCrossModalAttention(2, 2, 2, k=-1)
