@@ -33,13 +33,14 @@ from common.data.prepare import prepare as prepare_corpus
 from common.errors import UserError
 from common.metrics.fid import to_uint8
 from common.provenance import write_png
+from common.table import parse_seeds
 from voice2face.build import build_discriminator, build_generator, take
 from voice2face.config import Config
 from voice2face.data import WholeRecordings, open_corpus
 from voice2face.infer import KIND, VoiceToFace
 from voice2face.report import METRICS, SHEET, label, summary, write_report
 from voice2face.sheet import PORTRAITS
-from voice2face.table import find_budget, make_table, parse_seeds
+from voice2face.table import TABLE, make_table
 from voice2face.train import train as train_run
 from voice2face.weights_io import save_rosinality, save_safetensors
 
@@ -161,7 +162,7 @@ def table(
     jobs: Annotated[int | None, typer.Option(min=1, help="runs at a time; 2 for tiny, 1 for full")] = None,
 ) -> None:
     """Train or reuse every row of the papers' tables and write the table."""
-    path = make_table(find_budget(budget), corpus=corpus, out=out, seeds=parse_seeds(seeds), runs=runs, jobs=jobs)
+    path = make_table(TABLE.budget(budget), corpus=corpus, out=out, seeds=parse_seeds(seeds), runs=runs, jobs=jobs)
     print(path.read_text(encoding="utf-8"))
     print(f"written: {path}, {path.with_suffix('.csv')}")
 

@@ -1,23 +1,8 @@
 """What the papers' tables hold, as data: rows, printed figures, claims, and the budgets to train them with."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from common.table_rows import Budget, Claim, Metric, Row
 
 TABLE2, TABLE3, PAPER1 = "Paper 2, table 2", "Paper 2, table 3", "Paper 1"
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One figure of `metrics.json`."""
-
-    key: str
-    title: str
-    better: Literal["lower", "higher"]
-    path: tuple[str, ...]
-    """keys into metrics.json; the last one is a prefix, since names carry extractor and distance"""
-    percent: bool = False
-
 
 METRICS = (
     Metric("fid", "FID", "lower", ("quality", "fid[")),
@@ -28,19 +13,6 @@ METRICS = (
     Metric("gap", "cosine - ih_sim", "higher", ("identity", "similarity", "gap")),
     Metric("matching", "matching, %", "higher", ("identity", "matching", "accuracy"), percent=True),
 )
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of a paper's table and the experiment that stands for it; rows with one experiment share its run."""
-
-    table: str
-    name: str
-    experiment: str
-    """stem of a YAML in experiments/voice2face"""
-    printed: Mapping[str, float] = field(default_factory=dict)
-    """key of `METRICS` -> the paper's figure"""
-
 
 ROWS = (
     Row(TABLE2, "DCGAN", "table2_dcgan", {"fid": 179.5, "path_length": 343}),
@@ -55,17 +27,6 @@ ROWS = (
     Row(PAPER1, "concatenation for AdaIN", "paper1_concat"),
     Row(PAPER1, "one stage for three", "paper1_one_stage"),
 )
-
-
-@dataclass(frozen=True)
-class Claim:
-    """An ordering that a paper states or implies: row `better` beats row `worse` of `table` in `metric`."""
-
-    table: str
-    metric: str
-    better: str
-    worse: str
-
 
 CLAIMS = (
     Claim(TABLE2, "fid", "StyleGAN2", "StyleGAN"),
@@ -84,24 +45,6 @@ CLAIMS = (
         if row.table == PAPER1 and row.name != "full model"
     ),
 )
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What every row is trained with, as `key=value` words over its experiment."""
-
-    name: str
-    printed: bool
-    """whether the words leave the papers' own budget as it is"""
-    jobs: int = 1
-    """runs at a time on one machine"""
-    words: tuple[str, ...] = ()
-    by_encoder: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """words for experiments whose `encoder.name` is the key"""
-    by_generator: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """words for experiments whose `generator.name` is the key"""
-    by_experiment: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """words for one experiment: what it ablates, at this budget's sizes"""
 
 
 def _narrow(*extra: str) -> tuple[str, ...]:
@@ -131,15 +74,17 @@ TINY = Budget(
         "encoder.face_width=16", "encoder.steps=300", "encoder.batch_size=32", "encoder.cycle=300", "encoder.lr=0.05",
         "weights.match=4", "weights.pixel=50", "weights.path_length=0", "optim.latent_noise=0.02", "optim.ema_kimg=1",
     ),
-    by_encoder={"resnet18": ("encoder.kwargs.width=16",)},
-    by_generator={
-        "dcgan": _narrow(),
-        "stylegan": _narrow("generator.kwargs.mapping_layers=4", *_SHORT),
-        "stylegan2": _narrow("generator.kwargs.mapping_layers=4", *_SHORT),
-        "progressive": _narrow(
-            "generator.kwargs.mapping_layers=4", "generator.kwargs.stages=[8,16,32]",
-            "discriminator.kwargs.stages=[8,16,32]", *_SHORT,
-        ),
+    by={
+        "encoder.name": {"resnet18": ("encoder.kwargs.width=16",)},
+        "generator.name": {
+            "dcgan": _narrow(),
+            "stylegan": _narrow("generator.kwargs.mapping_layers=4", *_SHORT),
+            "stylegan2": _narrow("generator.kwargs.mapping_layers=4", *_SHORT),
+            "progressive": _narrow(
+                "generator.kwargs.mapping_layers=4", "generator.kwargs.stages=[8,16,32]",
+                "discriminator.kwargs.stages=[8,16,32]", *_SHORT,
+            ),
+        },
     },
     by_experiment={
         "paper1_ema_adain": ("generator.kwargs.attention=[16]",),

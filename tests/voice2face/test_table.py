@@ -17,13 +17,15 @@ from common.data.corpus import Corpus
 from common.errors import DivergenceError, UserError
 from common.metrics.estimate import Estimate
 from common.provenance import read_label
+from common.table import parse_seeds, plan
+from common.table_rows import Budget, Row
+from common.table_text import over_seeds, read_figure, verdict
 from voice2face.config import Config
 from voice2face.evaluation import Evaluation
 from voice2face.sheet import PORTRAITS, face_rows
-from voice2face.table import find_budget, make_table, parse_seeds, plan
+from voice2face.table import TABLE, make_table
 from voice2face.table_figures import write_figures
-from voice2face.table_rows import CLAIMS, METRICS, ROWS, TABLE2, TABLE3, TINY, Budget, Row
-from voice2face.table_text import over_seeds, read_figure, verdict
+from voice2face.table_rows import CLAIMS, METRICS, ROWS, TABLE2, TABLE3, TINY
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments" / "voice2face"
@@ -200,8 +202,8 @@ def test_several_seeds_are_averaged_with_students_t(table: Callable[..., str], t
 def test_rows_with_equal_encoders_share_stage_a(tmp_path: Path, table: Callable[..., str]) -> None:
     twin = EXPERIMENTS / "base_se_stylegan2.yaml"
     rows = (Row(TABLE2, "one", "table2_stylegan2"), Row(TABLE2, "two", twin.stem), Row(TABLE3, "other", "table3_no_se"))
-    jobs = plan(TINY, rows, corpus="c", seeds=(0, 1), runs=tmp_path, experiments=EXPERIMENTS)
-    shared = [job.encoder and job.encoder.parent.name for job in jobs]
+    jobs = plan(replace(TABLE, rows=rows), TINY, corpus="c", seeds=(0, 1), runs=tmp_path)
+    shared = [job.shared and job.shared.parent.name for job in jobs]
     assert shared == [None, "table2_stylegan2-seed0-encoder", None, None, "table2_stylegan2-seed1-encoder", None]
     trainer = Trainer()
     text = table(trainer, rows=rows)  # the toy trainer leaves no encoder behind
@@ -239,7 +241,7 @@ def test_writing_is_all_or_nothing(table: Callable[..., str], tmp_path: Path, mo
 
 def test_unknown_budget_experiment_and_corpus_end_in_one_line(table: Callable[..., str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown budget 'huge', one of tiny, full"):
-        find_budget("huge")
+        TABLE.budget("huge")
     with pytest.raises(UserError, match="no such configuration file"):
         table(Trainer(), rows=(Row(TABLE2, "x", "absent"),))
     with pytest.raises(UserError, match="no corpus at"):
