@@ -1,4 +1,4 @@
-"""Blocks with equalised learning rates and anti-aliased resampling, as StyleGAN2 defines them.
+"""Blocks that more than one network has: equalised rates and anti-aliased resampling as in StyleGAN2, modulated norms.
 
 Sources: Karras et al., "Progressive Growing of GANs" (equalised rates, minibatch deviation), "Analyzing and Improving
 the Image Quality of StyleGAN" (FIR resampling with [1, 3, 3, 1]). Everything is plain PyTorch that differentiates
@@ -93,6 +93,33 @@ class AdaIN(nn.Module):
         scale = gamma * (variance + self.eps).rsqrt()
         # Folded into one multiplication and one addition over the planes.
         return torch.addcmul((beta - mean * scale).to(x.dtype), x, scale.to(x.dtype))
+
+
+class SPADE(nn.Module):
+    """Instance norm whose scale and shift are drawn from a condition map (Park et al., 2019).
+
+    norm(x) * (1 + gamma(c)) + beta(c), where gamma and beta are 3x3 convolutions of a 3x3 convolution with ReLU of the
+    condition, which is averaged down (or repeated up) to the size of x. The norm has no parameters of its own, and is
+    per sample, so that small batches do.
+
+    Args:
+        channels: of x.
+        condition_channels: of the condition.
+        hidden: width between the two convolutions.
+
+    Shape: (B, channels, H, W) and (B, condition_channels, H', W') -> (B, channels, H, W).
+    """
+
+    def __init__(self, channels: int, condition_channels: int, *, hidden: int = 128) -> None:
+        super().__init__()
+        self.norm = nn.InstanceNorm2d(channels)
+        self.shared = nn.Conv2d(condition_channels, hidden, 3, padding=1)
+        self.modulation = nn.Conv2d(hidden, 2 * channels, 3, padding=1)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        condition = F.adaptive_avg_pool2d(condition, (x.shape[2], x.shape[3]))
+        gamma, beta = self.modulation(self.shared(condition).relu()).chunk(2, dim=1)
+        return torch.addcmul(beta, self.norm(x).to(beta.dtype), 1 + gamma)
 
 
 class Blur(nn.Module):
