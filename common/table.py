@@ -268,10 +268,20 @@ def _train_stage(train: Callable[[C], Path], cfg: C) -> str:
 def read_metrics(folder: Path) -> dict[str, Any]:
     """A run folder's metrics.json as far as it is readable; an evaluation writes it anew."""
     try:
-        values = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(folder / METRICS)
+    except UserError:
         return {}
-    return values if isinstance(values, dict) else {}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object in a file; raises UserError where there is none."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return values
 
 
 def _check_given(table: Table[C], given: Mapping[str, Any]) -> None:

@@ -166,11 +166,11 @@ def row_warnings(rows: Sequence[Row], outcomes: Outcomes) -> list[str]:
     names: dict[str, list[str]] = {}
     for row in rows:
         names.setdefault(row.experiment, []).append(f"{row.table}: {row.name}")
-    return [
-        f"{', '.join(names[experiment])} (seed {seed}): {text}"
-        for (experiment, seed), outcome in outcomes.items()
-        for text in outcome.metrics.get("warnings", [])
-    ]
+    said: dict[str, list[str]] = {}
+    for (experiment, seed), outcome in outcomes.items():
+        for text in outcome.metrics.get("warnings", []):
+            said.setdefault(text, []).append(f"{', '.join(names[experiment])} (seed {seed})")
+    return [f"{'; '.join(runs)}: {text}" for text, runs in said.items()]
 
 
 def claim_text(
