@@ -1,11 +1,11 @@
-"""Losses that two packages share: adversarial, gradient regularisers, contrastive and margin losses.
+"""Losses that packages share: adversarial, gradient regularisers, contrastive, margin and image similarity losses.
 
 Every function is pure, computes in at least float32 whatever the autocast state, and returns a scalar unless said.
 Logits may have any shape.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,74 @@ def r1_penalty(discriminator: Callable[[Tensor], Tensor], images: Tensor, gamma:
         with input_gradients_only():
             (gradient,) = torch.autograd.grad(_exact(logits).sum(), images, create_graph=True)
         return _exact(gradient).square().flatten(1).sum(dim=1).mean() * (gamma / 2)
+
+
+def wasserstein_critic(real: Tensor, fakes: Sequence[Tensor], *, balance: bool = True) -> Tensor:
+    """What a Wasserstein critic minimises: mean of its scores of fakes minus that of real images (Arjovsky et al.).
+
+    Several kinds of fakes are averaged, so that a constant added to all scores changes nothing. `balance=False` sums
+    them: with two kinds the loss then falls without bound as the scores drift down.
+    """
+    fake = torch.stack([_exact(scores).mean() for scores in fakes]).sum()
+    return (fake / len(fakes) if balance else fake) - _exact(real).mean()
+
+
+def gradient_penalty(
+    critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, *, generator: torch.Generator | None = None
+) -> Tensor:
+    """Mean over samples of (||d score / d x||_2 - 1)^2 between real and fake images (Gulrajani et al., 2017).
+
+    x is drawn uniformly on the line between each pair of (B, ...). A critic that scores patches is judged by each
+    sample's mean score. In float32 whatever the autocast state; differentiable by the critic's parameters.
+    """
+    with torch.autocast(real.device.type, enabled=False):
+        real, fake = _exact(real.detach()), _exact(fake.detach())
+        share = torch.rand(
+            len(real), *[1] * (real.dim() - 1), generator=generator, dtype=real.dtype, device=real.device
+        )
+        between = torch.lerp(fake, real, share).requires_grad_()
+        scores = critic(between).reshape(len(between), -1).mean(dim=1)
+        with input_gradients_only():
+            (gradient,) = torch.autograd.grad(_exact(scores).sum(), between, create_graph=True)
+        # The tiny number keeps the slope finite where a critic is flat.
+        return ((gradient.square().flatten(1).sum(dim=1) + 1e-16).sqrt() - 1).square().mean()
+
+
+def structural_similarity(a: Tensor, b: Tensor, *, data_range: float) -> Tensor:
+    """Mean SSIM of images (B, C, H, W), differentiable (Wang et al., 2004; 11x11 Gaussian of sigma 1.5, K .01 and .03).
+
+    Only windows inside the picture count. In at least float32.
+
+    Raises:
+        ValueError: a side under 11 px.
+    """
+    radius = 5
+    if min(a.shape[2:]) <= 2 * radius:
+        raise ValueError(f"SSIM needs at least 11 px a side, not {tuple(a.shape[2:])}")
+    with torch.autocast(a.device.type, enabled=False):
+        a, b = _exact(a), _exact(b)
+        taps = torch.arange(-radius, radius + 1, device=a.device, dtype=a.dtype)
+        taps = torch.exp(-taps.square() / (2 * 1.5**2))
+        taps = taps / taps.sum()
+        planes = torch.cat([a, b, a * a, b * b, a * b]).flatten(0, 1)[:, None]
+        means = F.conv2d(F.conv2d(planes, taps[None, None, None]), taps[None, None, :, None])
+        mean_a, mean_b, aa, bb, ab = means.chunk(5)
+        c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+        luminance = (2 * mean_a * mean_b + c1) / (mean_a.square() + mean_b.square() + c1)
+        spread = aa - mean_a.square() + bb - mean_b.square()
+        return (luminance * (2 * (ab - mean_a * mean_b) + c2) / (spread + c2)).mean()
+
+
+def perceptual_distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """Sum over layers of the mean absolute difference of features (Johnson et al., 2016)."""
+    return torch.stack([(_exact(x) - _exact(y)).abs().mean() for x, y in zip(a, b, strict=True)]).sum()
+
+
+def gram(features: Tensor) -> Tensor:
+    """F F^T of features (B, C, H, W), divided by C H W: (B, C, C), in at least float32."""
+    with torch.autocast(features.device.type, enabled=False):
+        flat = _exact(features).flatten(2) / math.sqrt(features[0].numel())
+        return flat @ flat.mT
 
 
 def path_lengths(synthesis: Callable[[Tensor], Tensor], ws: Tensor, noise: Tensor | None = None) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.signal import convolve2d
 
-from common.layers import Blur, EqualConv2d, EqualLinear, MinibatchStdDev, PixelNorm, upsample
+from common.layers import SPADE, Blur, EqualConv2d, EqualLinear, MinibatchStdDev, PixelNorm, upsample
 
 FILTER = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64
 
@@ -124,3 +124,38 @@ def test_minibatch_deviation_takes_any_batch(batch: int, group: int) -> None:
 def test_pixel_norm_gives_unit_mean_square() -> None:
     y = PixelNorm()(torch.randn(3, 10, 2) * 7)
     torch.testing.assert_close(y.square().mean(dim=1), torch.ones(3, 2), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(4, 4), (8, 8), (6, 3)])
+def test_spade_equals_its_formula(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    block = SPADE(2, 3, hidden=4)
+    x, condition = torch.randn(2, 2, *size) * 3 + 1, torch.randn(2, 3, 8, 8)
+    out = block(x, condition)
+    pooled = torch.nn.functional.adaptive_avg_pool2d(condition, size)
+    modulation = block.modulation(block.shared(pooled).relu())
+    for sample in range(2):
+        for channel in range(2):
+            plane = x[sample, channel]
+            deviation = (plane.var(correction=0) + 1e-5).sqrt()
+            gamma, beta = modulation[sample, channel], modulation[sample, 2 + channel]
+            expected = (plane - plane.mean()) / deviation * (1 + gamma) + beta
+            assert torch.allclose(out[sample, channel], expected, atol=1e-5)
+
+
+def test_spade_follows_its_condition_in_space() -> None:
+    torch.manual_seed(0)
+    block = SPADE(2, 1, hidden=3)
+    x, condition = torch.randn(1, 2, 9, 9), torch.zeros(1, 1, 9, 9)
+    changed = condition.clone()
+    changed[0, 0, 0, 0] = 5
+    difference = (block(x, changed) - block(x, condition)).abs().amax(dim=(0, 1))
+    assert difference[:3, :3].any()
+    assert not difference[3:].any()
+
+
+def test_spade_passes_gradcheck() -> None:
+    torch.manual_seed(0)
+    block = SPADE(1, 1, hidden=2).double()
+    x, condition = (torch.randn(1, 1, 3, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(block, (x, condition))

@@ -16,10 +16,15 @@ from common.losses import (
     generator_bce,
     generator_hinge,
     generator_logistic,
+    gradient_penalty,
+    gram,
     info_nce,
     path_length_penalty,
     path_lengths,
+    perceptual_distance,
     r1_penalty,
+    structural_similarity,
+    wasserstein_critic,
 )
 
 
@@ -158,3 +163,81 @@ def test_cosine_distance_of_parallel_opposite_and_orthogonal_rows() -> None:
     assert cosine_distance(a, 5 * a).item() == pytest.approx(0)
     assert cosine_distance(a, -a).item() == pytest.approx(2)
     assert cosine_distance(a, a.flip(0)).item() == pytest.approx(1)
+
+
+def test_a_wasserstein_critic_weighs_fakes_like_real_images() -> None:
+    real, first, second = torch.tensor([1.0, 3.0]), torch.tensor([0.5, 0.5]), torch.tensor([-1.0, 2.0])
+    assert wasserstein_critic(real, [first]).item() == pytest.approx(0.5 - 2)
+    assert wasserstein_critic(real, [first, second]).item() == pytest.approx(0.5 - 2)
+    assert wasserstein_critic(real, [first, second], balance=False).item() == pytest.approx(0.5 + 0.5 - 2)
+    shifted = [x + 7 for x in (real, first, second)]
+    assert wasserstein_critic(shifted[0], shifted[1:]).item() == pytest.approx(0.5 - 2)
+    assert wasserstein_critic(shifted[0], shifted[1:], balance=False).item() == pytest.approx(0.5 + 0.5 - 2 + 7)
+
+
+def test_the_gradient_penalty_of_known_critics() -> None:
+    """A linear critic has one slope everywhere; a quadratic one's slope is the place itself."""
+    real, fake = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4)
+    weight = torch.randn(2, 4, 4, requires_grad=True)
+    slope = weight.norm().item()
+    linear = gradient_penalty(lambda x: (x * weight).sum(dim=(1, 2, 3)), real, fake)
+    assert linear.item() == pytest.approx((slope - 1) ** 2, rel=1e-5)
+    (gradient,) = torch.autograd.grad(linear, weight)
+    assert torch.allclose(gradient, 2 * (slope - 1) * weight.detach() / slope, atol=1e-5)
+    place = torch.tensor([[3.0, 4.0]])
+    quadratic = gradient_penalty(lambda x: x.square().sum(dim=1, keepdim=True) / 2, place, place)
+    assert quadratic.item() == pytest.approx((5 - 1) ** 2)
+    flat = gradient_penalty(lambda x: 0 * x.sum(dim=1), place, place)
+    assert flat.item() == pytest.approx(1)
+
+
+def test_the_gradient_penalty_looks_between_each_pair() -> None:
+    seen: list[Tensor] = []
+
+    def critic(x: Tensor) -> Tensor:
+        seen.append(x.detach())
+        return x.mean(dim=(1, 2), keepdim=True)
+
+    real, fake = torch.zeros(64, 3, 3), torch.ones(64, 3, 3)
+    gradient_penalty(critic, real, fake, generator=torch.Generator().manual_seed(0))
+    shares = seen[0].flatten(1)
+    assert torch.equal(shares.amin(dim=1), shares.amax(dim=1))
+    assert 0 <= shares.min() < 0.1 < 0.9 < shares.max() <= 1
+
+
+@pytest.mark.parametrize("data_range", [1.0, 2.0])
+def test_structural_similarity_is_scikit_images(data_range: float) -> None:
+    metrics = pytest.importorskip("skimage.metrics")
+    generator = torch.Generator().manual_seed(0)
+    a = (torch.rand(2, 3, 19, 23, generator=generator, dtype=torch.float64) - 0.5) * data_range
+    b = a + 0.1 * torch.randn(a.shape, generator=generator, dtype=torch.float64)
+    expected = [
+        metrics.structural_similarity(
+            x.numpy(),
+            y.numpy(),
+            channel_axis=0,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+            data_range=data_range,
+        )
+        for x, y in zip(a, b, strict=True)
+    ]
+    assert structural_similarity(a, b, data_range=data_range).item() == pytest.approx(np.mean(expected), abs=1e-9)
+    assert structural_similarity(a, a, data_range=data_range).item() == pytest.approx(1)
+    with pytest.raises(ValueError, match="11 px"):
+        structural_similarity(a[..., :10], b[..., :10], data_range=1.0)
+
+
+def test_structural_similarity_passes_gradcheck() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.rand(1, 1, 11, 12, generator=generator, dtype=torch.float64) for _ in range(2))
+    a.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: structural_similarity(x, b, data_range=1.0), a)
+
+
+def test_perceptual_distance_and_gram_by_hand() -> None:
+    a = [torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]])]
+    b = [torch.zeros(1, 2, 1, 2)]
+    assert perceptual_distance(a * 2, b * 2).item() == pytest.approx(2 * 2.5)
+    assert torch.allclose(gram(a[0]), torch.tensor([[[5.0, 11.0], [11.0, 25.0]]]) / 4)
