@@ -1,4 +1,4 @@
-"""python -m common synthesize | prepare | doctor | lse | syncnet | compare | label | weights | ict"""
+"""python -m common synthesize | prepare | doctor | fit | lse | syncnet | compare | label | weights | ict"""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -150,6 +150,26 @@ def doctor(
     print(f"written: {html}, {html.with_suffix('.parquet')}")
     if out is not None:
         print(treat(examination, out, shift=shift, workers=workers, engine=engine, fresh=fresh).text())
+
+
+@app.command()
+def fit(
+    video: Annotated[Path, typer.Argument(help="any video that shows a face; only read")],
+    model: Annotated[str, typer.Option(help="builtin, ict, ict:PATH, bfm09 or bfm09:PATH")] = "builtin",
+    out: Out = Path("fit.mp4"),
+    photometric: Annotated[bool, typer.Option(help="refine the landmarks' fit by the colours")] = True,
+    face: Annotated[str, typer.Option(help="of several: largest, longest or index:K")] = "largest",
+    backend: Faces = "dlib",
+    device: Device = "cpu",
+) -> None:
+    """Fit a 3-D face model to a video: frame, overlay and render side by side, the coefficients beside it as .npz."""
+    from common.face3d.fit_video import fit_video
+
+    found = fit_video(
+        video, model, out, photometric=photometric, face=face, backend=backend, device=pick_device(device)
+    )
+    print(found.summary())
+    print(f"written: {out}, {out.with_suffix('.npz')}")
 
 
 @app.command()

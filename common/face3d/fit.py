@@ -61,6 +61,16 @@ class Fit:
     def __len__(self) -> int:
         return len(self.expression)
 
+    def summary(self) -> str:
+        """How well it fits, in one line."""
+        seen = self.confidence > 0
+        worst = int(torch.nan_to_num(self.residual, nan=-1.0).argmax())
+        return (
+            f"{int(seen.sum())} of {len(self)} frames show the face; its landmarks lie {self.residual.nanmedian():.2f} "
+            f"px from the model's at {self.size} px (median over frames; {self.residual[worst]:.2f} in the worst, "
+            f"{worst}); least confidence where it shows {self.confidence[seen].min():.2f}"
+        )
+
     def save(self, path: Path) -> None:
         """Write an npz, atomically."""
         values = {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}

@@ -24,6 +24,8 @@ _SIGMA_RANGE = (0.05, 4.0)
 """Bounds in px of the landmarks' estimated noise."""
 _USUAL_SIGMA = 0.35
 """Noise in px from which on the sparsity of expressions counts in full."""
+_LEAST_CONTOUR = 0.06
+"""Weight of an outline that never agrees."""
 _MOST_IDENTITY = 1.5
 """Mean square of a plausible face's identity coefficients."""
 _PICTURES = 96
@@ -107,7 +109,7 @@ class ClipFit:
             outline, inner = (1.48 * float(part.nanmedian()) for part in (away[:, :JAW], away[:, JAW:]))
             self.sigma = min(max(inner, _SIGMA_RANGE[0]), _SIGMA_RANGE[1])
             if turn > 0:
-                self.contour = min(1.0, (self.sigma / max(outline, 1e-6)) ** 2)
+                self.contour = min(max((self.sigma / max(outline, 1e-6)) ** 2, _LEAST_CONTOUR), 1.0)
             if turn > 0 and self.start is None:
                 prior = self._learned(prior, state)
         self.prior = replace(self.prior, rate=prior.rate, identity_precision=prior.identity_precision)

@@ -22,6 +22,8 @@ from common.face3d.raster import interpolate, rasterise
 
 _BLOCK = 8
 """Frames whose whole meshes are held at once."""
+_EYES = 1.5
+"""Factor on the eyes' openings inside which no vertex is taken: gaze, lashes and glints are not of the model."""
 _LEAST_FACING = 0.25
 """Cosine to the camera below which a vertex is left out: there the background bleeds in."""
 STENCIL = torch.tensor([[0.5, 0.0], [-0.5, 0.0], [0.0, 0.5], [0.0, -0.5]])
@@ -69,7 +71,7 @@ def _inside(model: FaceModel) -> Tensor:
     mask = hull.find_simplex(frontal) >= 0
     for first in (36, 42):
         eye = marks[first : first + 6]
-        mask &= Delaunay(eye.mean(0) + 1.05 * (eye - eye.mean(0))).find_simplex(frontal) < 0
+        mask &= Delaunay(eye.mean(0) + _EYES * (eye - eye.mean(0))).find_simplex(frontal) < 0
     return torch.from_numpy(mask).to(model.mean_shape.device)
 
 

@@ -17,7 +17,7 @@ class FitSettings:
     """Share of that weight that deviations along the outline have."""
     contour_turn: tuple[float, float] = (15.0, 40.0)
     """Yaw in degrees between which the averted side of the outline loses its weight."""
-    sparsity: float = 0.5
+    sparsity: float = 0.4
     """Strength of the belief that most expressions rest, where they are weights in [0,1]; 0 turns it off."""
     pose_acceleration: tuple[float, float, float, float, float, float] = (0.01, 0.01, 0.01, 0.01, 0.01, 0.04)
     """Standard deviation of the second difference of pitch, yaw, roll (rad) and x, y, z (dm)."""

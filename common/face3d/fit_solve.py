@@ -17,6 +17,9 @@ from common.face3d.fit_terms import POSE, State, Term
 
 _MOST_NUMBERS = 1 << 22
 """Of a Jacobian held at once; bounds the memory."""
+_MOST_STEPS, _SOLVED = 300, 1e-6
+"""Of the conjugate gradients: steps at most, and the share of the energy norm (squared) that may be left. The norm of
+the plain residual would not do: it hardly knows the weights that landmarks hardly see."""
 _LEAST_GAIN = 1e-5
 """Relative gain of a step below which the loop ends."""
 
@@ -193,15 +196,15 @@ def _chain_step(system: _System, state: State, prior: Prior, damping: float) -> 
 
     residual = -system.gradient * free
     solution = torch.zeros_like(residual)
-    target = 1e-3 * float(residual.norm())
-    direction, energy = torch.zeros_like(residual), 1.0
-    for _ in range(200):
+    direction, energy, first = torch.zeros_like(residual), 1.0, 0.0
+    for _ in range(_MOST_STEPS):
         eased = torch.cholesky_solve(residual[..., None], factor).squeeze(2)
         previous, energy = energy, float((residual * eased).sum())
+        first = first or energy
+        if energy <= _SOLVED * first:
+            break
         direction = eased + (energy / previous) * direction
         image = matrix(direction)
         length = energy / max(float((direction * image).sum()), 1e-300)
         solution, residual = solution + length * direction, residual - length * image
-        if float(residual.norm()) <= target:
-            break
     return solution, torch.zeros_like(state.identity)

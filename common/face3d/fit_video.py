@@ -1,0 +1,103 @@
+"""From a video file to its fit, with a video that shows how well it fits: `python -m common fit`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from common.config import config_hash
+from common.errors import UserError
+from common.face3d.fit import Fit, fit_sequence
+from common.face3d.fit_render import PANEL, draw_fit
+from common.face3d.fit_settings import FitSettings
+from common.face3d.morphable import load_face_model
+from common.faces import load_backend
+from common.faces.track import track_video
+from common.faces.tracks import Tracking, choose
+from common.provenance import Provenance, ProvenanceConfig
+from common.video import VideoWriter, probe_video, read_frames
+
+
+def fit_video(
+    video: Path,
+    model_spec: str,
+    out: Path,
+    *,
+    photometric: bool = True,
+    device: str = "cpu",
+    backend: str = "dlib",
+    face: str = "largest",
+    settings: FitSettings | None = None,
+    provenance: ProvenanceConfig | None = None,
+) -> Fit:
+    """Fit a face model to a video; write a video beside which the fit can be judged, and the coefficients.
+
+    Args:
+        video: any video.
+        model_spec: `load_face_model`'s: builtin, ict, ict:PATH, bfm09:PATH.
+        out: the MP4 to write: frame, overlay, render (`draw_fit`), with the video's sound and clock. The coefficients
+            go beside it with the suffix .npz (`Fit.load`).
+        photometric: whether the colours refine the landmarks' fit.
+        device: torch device of the face model.
+        backend: face backend, dlib or face_alignment.
+        face: which one, as `faces.tracks.choose` takes it.
+        settings: None is the default.
+        provenance: who answers for the pictures.
+
+    Returns:
+        The fit of all frames of the video; frames without the face have confidence 0.
+
+    Raises:
+        UserError: an unreadable video, no face, an output that cannot be written.
+    """
+    info, settings = probe_video(video), settings or FitSettings()
+    if out.exists() and out.samefile(video):
+        raise UserError(f"{out} is the video itself; choose another output")
+    model, finder = load_face_model(model_spec).to(device), load_backend(backend, device)
+    label = Provenance.create(
+        provenance or ProvenanceConfig(), config_hash=config_hash({"model": model_spec, **asdict(settings)})
+    )
+    sound = video if info.has_audio else None
+    # opened first: a place that cannot be written is known before the work, and what fails leaves nothing there
+    with VideoWriter(out, (3 * PANEL, PANEL), info.fps, audio=sound, provenance=label) as writer:
+        tracking = track_video(video, finder)
+        landmarks = _of_all_frames(tracking, face)
+        with _bar() as bar:
+            task = bar.add_task("fitting", total=tracking.frames)
+            fit = fit_sequence(
+                model,
+                landmarks,
+                size=tracking.size,
+                images=(frame.image for frame in read_frames(video)) if photometric else None,
+                settings=settings,
+                shots=tracking.shots,
+                progress=lambda frames: bar.advance(task, frames),
+            )
+            task = bar.add_task("drawing", total=tracking.frames)
+            drawn = draw_fit(model, fit, (frame.image for frame in read_frames(video)), landmarks)
+            for picture, time in zip(drawn, tracking.times, strict=True):
+                writer.write(picture, float(time))
+                bar.advance(task)
+        fit.save(out.with_suffix(".npz"))
+    return fit
+
+
+def _of_all_frames(tracking: Tracking, face: str) -> np.ndarray:
+    """Landmarks (T,68,2) of one track over the whole video, NaN where it is not."""
+    track = choose(tracking, face)
+    landmarks = np.full((tracking.frames, 68, 2), np.nan, np.float32)
+    landmarks[track.start : track.start + len(track)] = track.landmarks
+    return landmarks
+
+
+@contextmanager
+def _bar() -> Iterator[Progress]:
+    """A progress bar, on a terminal only."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        yield bar
