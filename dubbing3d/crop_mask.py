@@ -126,17 +126,22 @@ def _lower_face(model: FaceModel) -> Tensor:
     return torch.unique(torch.cat([torch.nonzero((before_the_jaw(model) > 0) & below).squeeze(1), corners[list(_JAW)]]))
 
 
+def wide_open(model: FaceModel, opening: float = _OPENING) -> Tensor:
+    """The expression (Ke,), on the CPU, that parts the lips by so many dm: jawOpen, or the likeliest where nameless."""
+    corners = model.landmark_vertices[[57, 51]]
+    height = model.expression_basis[:, corners, 1].cpu()
+    way = height[:, 1] - height[:, 0]
+    if "jawOpen" in model.expression_names:
+        jaw = torch.zeros_like(way)
+        jaw[model.expression_index("jawOpen")] = 1.0
+        way = way * jaw
+    return opening * way / (way @ way).clamp_min(1e-9)
+
+
 @lru_cache(maxsize=4)
 def _fixed_expressions(model: FaceModel) -> Tensor:
     """(2,Ke): the resting face and the mouth wide open."""
-    corners = model.landmark_vertices[[57, 51]]
-    height = model.expression_basis[:, corners, 1].cpu()
-    opening = height[:, 1] - height[:, 0]
-    if "jawOpen" in model.expression_names:
-        jaw = torch.zeros_like(opening)
-        jaw[model.expression_index("jawOpen")] = 1.0
-        opening = opening * jaw
-    wide = _OPENING * opening / (opening @ opening).clamp_min(1e-9)
+    wide = wide_open(model)
     return torch.stack([torch.zeros_like(wide), wide])
 
 

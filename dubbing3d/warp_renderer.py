@@ -1,0 +1,304 @@
+"""A renderer without training: the face model before and after the new expression moves the picture itself.
+
+The displacement of the model's surface, drawn where the new face is, says for each pixel of the lower face where the
+old frame shows the same piece of skin. It is carried on smoothly beyond the jaw and fades out at the crop mask, so that
+neither skin nor background tears. What opens between the lips is taken from an open mouth of the same clip, through the
+model's own teeth and cavity, or where there is none from the model itself, in the clip's colours.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from common.face3d.lighting import shade, vertex_normals
+from common.face3d.morphable import FaceModel
+from common.face3d.raster import Fragments, interpolate, rasterise
+from dubbing3d.crop_mask import wide_open
+from dubbing3d.guide import FaceFrames, face_triangles, project
+from dubbing3d.networks.warp import warp
+from dubbing3d.render_parts import RenderParts
+
+INSIDE = ("mouth_cavity", "teeth", "upper_teeth", "lower_teeth", "mouth_socket", "gums_tongue")
+"""Regions that lie between open lips."""
+_CHIN = (7, 8, 9)
+_PULLING = (*range(31, 36), *range(48, 68), *_CHIN)
+"""Landmarks by which the model is brought onto the picture: nose base, lips and chin."""
+_REACH, _FAINT = 0.12, 0.05
+"""Standard deviation in dm of a landmark's pull, and what it has to overcome, which ends it far away."""
+_UPPER_EDGE, _LOWER_EDGE = (61, 62, 63), (65, 66, 67)
+_EDGE_REACH = 0.05
+_INSET = 0.012
+"""dm by which lips are sampled away from the line of the lips, and the inside of a mouth away from the lips: by so much
+landmarks are wrong."""
+_PARTED = 0.25
+"""dm by which the lips are apart while distances along the face are measured, so that they do not pull each other."""
+_FARTHEST = 0.06
+"""Longest way, as a share of the crop, that the model is moved to meet the landmarks."""
+_BEHIND = 0.03
+"""dm by which a point must lie behind the nearest surface to count as hidden."""
+_FADE = 0.03
+"""Half the way, as a share of the crop, over which the flow fades out inside the mask."""
+_OPEN = 0.05
+"""dm between the lips from which on a mouth shows its inside."""
+_GAINS = (0.4, 2.5)
+_DARK = 0.12
+"""Brightness, as a share of the skin's, of a mouth of which the model knows no inside."""
+
+
+class Surface(NamedTuple):
+    """The model in B crops: places (B,V,2) px, depths (B,V) dm, posed vertices (B,V,3) dm, px per dm (B,)."""
+
+    xy: Tensor
+    depth: Tensor
+    posed: Tensor
+    scale: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _Open:
+    """A reference with an open mouth; every tensor has a batch of 1."""
+
+    crop: Tensor
+    surface: Surface
+    visible: Tensor
+    """(1,V) share by which each vertex is seen."""
+    skin: Tensor
+    """(1,3) mean colour of the lower face."""
+
+
+class WarpRenderer:
+    """See above; behind the same protocol as the trained renderer (`dubbing3d.infer`).
+
+    Args:
+        model: the face model of the coefficients that come, on its device.
+    """
+
+    name = "warp"
+
+    def __init__(self, model: FaceModel) -> None:
+        self.model, self.device = model, model.mean_shape.device
+        self._triangles = face_triangles(model)
+        inside = torch.zeros(len(model.mean_shape), dtype=torch.bool, device=self.device)
+        for name in INSIDE:
+            if name in model.regions:
+                inside |= model.regions[name]
+        self._inside = inside[self._triangles].all(dim=1)
+        self._pull = _kernel(model, _PULLING, _REACH, _FAINT).to(self.device)
+        self._edge = _kernel(model, (*_UPPER_EDGE, *_LOWER_EDGE), _EDGE_REACH, 0.2).to(self.device)
+        self._open: _Open | None = None
+        self._gain = torch.ones(1, 3, device=self.device)
+
+    def crop_size(self, side: float) -> int:
+        """Side in px of crops of a part of the frame that is so many px wide: as they are, within reason."""
+        return max(96, min(640, 32 * round(1.1 * side / 32)))
+
+    @torch.no_grad()
+    def begin(self, crops: Tensor, faces: FaceFrames, matrices: Tensor, masks: Tensor, landmarks: Tensor) -> None:
+        """Learn from references of the clip: the inside of the mouth and the colours.
+
+        Args:
+            crops: (N,3,S,S) in [-1,1].
+            faces: their coefficients.
+            matrices: (N,2,3) maps from the clip's px to the crops.
+            masks: (N,1,S,S) crop masks.
+            landmarks: (N,68,2) in px of the crops.
+        """
+        surface = self._surface(faces, matrices, landmarks)
+        gap = (landmarks[:, 66] - landmarks[:, 62]).norm(dim=1).to(surface.scale) / surface.scale
+        fragments = self._draw(surface, crops.shape[-1])
+        skin = self._skin(fragments) * masks
+        drawn = interpolate(fragments, self._colours(faces, surface), self._triangles)
+        ratio = _mean((crops + 1) / 2, skin) / _mean(drawn, skin).clamp_min(1e-3)
+        self._gain = ratio.median(dim=0, keepdim=True).values.clamp(*_GAINS)
+        best = int(torch.where(torch.isfinite(gap), gap, -1.0).argmax())
+        self._open = None
+        if float(gap[best]) > _OPEN:
+            one = slice(best, best + 1)
+            chosen = Surface(*(part[one] for part in surface))
+            visible = _visible(chosen, fragments.depth[one])
+            inner = chosen._replace(xy=self._shrunk(chosen, -1.0))
+            self._open = _Open(crops[one], inner, visible, _mean((crops[one] + 1) / 2, skin[one]))
+
+    @torch.no_grad()
+    def render(
+        self, crops: Tensor, old: FaceFrames, expression: Tensor, matrices: Tensor, masks: Tensor, landmarks: Tensor
+    ) -> RenderParts:
+        """Faces with another expression.
+
+        Args:
+            crops: (B,3,S,S) in [-1,1].
+            old: coefficients of the frames as they are.
+            expression: (B,Ke) that is wanted.
+            matrices: (B,2,3) maps from the clip's px to the crops.
+            masks: (B,1,S,S) crop masks; nothing outside of them changes.
+            landmarks: (B,68,2) in px of the crops; NaN where they are not known.
+        """
+        size = crops.shape[-1]
+        before = self._surface(old, matrices, landmarks)
+        shift = before.xy - project(self.model, old, matrices)[0]
+        xy, depth, posed = project(self.model, old.with_expression(expression), matrices)
+        after = Surface(xy + shift, depth, posed, before.scale)
+        fragments = self._draw(after, size)
+        was = self._draw(before, size)
+        skin = self._skin(fragments)
+        displacement = self._shrunk(before, 1.0) - after.xy
+        seen = _visible(before, was.depth)[..., None]
+        spread = interpolate(fragments, torch.cat([displacement, seen], dim=2), self._triangles)
+        known = skin * (spread[:, 2:] > 0.5).to(skin)
+        flow = _filled(spread[:, :2], known) * _faded(masks, size)
+        moved = warp(crops, flow).clamp(-1, 1)
+        gap = self._gap(after, fragments, skin)
+        colours = self._inner(after, fragments, old.with_expression(expression), crops, was, masks)
+        share = _soft(gap) * (masks > 0.5).to(masks)
+        image = torch.lerp(moved, colours, share)
+        return RenderParts(image=image, flow=flow, warp=moved, colour=colours, attention=1 - share)
+
+    def _surface(self, faces: FaceFrames, matrices: Tensor, landmarks: Tensor) -> Surface:
+        """The model, pulled onto the landmarks of nose base, lips and chin."""
+        xy, depth, posed = project(self.model, faces, matrices)
+        ours = self.model.landmarks(xy)
+        scale = _spread(ours) / _spread(self.model.landmarks(posed)[..., :2])
+        away = landmarks.to(xy)[:, list(_PULLING)] - ours[:, list(_PULLING)]
+        away[:, -len(_CHIN) :, 0] = 0  # along the chin's line landmarks slide
+        limit = _FARTHEST * float(matrices_size(matrices, ours))
+        away = torch.nan_to_num(away)
+        away = away * (limit / away.norm(dim=2, keepdim=True).clamp_min(1e-6)).clamp(max=1)
+        return Surface(xy + torch.einsum("vk,bkc->bvc", self._pull, away), depth, posed, scale)
+
+    def _shrunk(self, surface: Surface, sign: float) -> Tensor:
+        """Places (B,V,2) with the lips' edges moved apart (1) or towards each other (-1)."""
+        marks = self.model.landmarks(surface.xy)
+        up = marks[:, 27] - marks[:, 8]
+        up = up / up.norm(dim=1, keepdim=True).clamp_min(1e-6) * (_INSET * surface.scale)[:, None]
+        apart = self._edge[:, : len(_UPPER_EDGE)].sum(1) - self._edge[:, len(_UPPER_EDGE) :].sum(1)
+        return surface.xy + sign * apart[None, :, None] * up[:, None]
+
+    def _draw(self, surface: Surface, size: int) -> Fragments:
+        return rasterise(surface.xy, surface.depth, self._triangles, (size, size))
+
+    def _skin(self, fragments: Fragments) -> Tensor:
+        """(B,1,S,S): 1 where the nearest surface is outside of the mouth."""
+        outside = fragments.mask & ~self._inside[fragments.face_id.clamp_min(0)]
+        return outside[:, None].to(self.model.mean_shape.dtype)
+
+    def _gap(self, surface: Surface, fragments: Fragments, skin: Tensor) -> Tensor:
+        """(B,1,S,S): 1 where the inside of the mouth shows, also that of a model which has none."""
+        inner = (fragments.mask & self._inside[fragments.face_id.clamp_min(0)])[:, None].to(skin)
+        if bool(self._inside.any()):
+            return inner
+        lips = self.model.landmarks(surface.xy)[:, 60:68]
+        return torch.maximum(inner, _within(lips, skin.shape[-1]) * (1 - skin))
+
+    def _colours(self, faces: FaceFrames, surface: Surface) -> Tensor:
+        """(B,V,3) in [0,1]."""
+        albedo = self.model.albedo(faces.albedo.to(surface.posed)).expand(len(faces), -1, -1)
+        normals = vertex_normals(surface.posed, self.model.triangles)
+        return shade(albedo, normals, faces.gamma.to(surface.posed)).clamp(0, 1)
+
+    def _inner(
+        self, after: Surface, fragments: Fragments, faces: FaceFrames, crops: Tensor, was: Fragments, masks: Tensor
+    ) -> Tensor:
+        """(B,3,S,S) in [-1,1]: the inside of the mouth, of sense where the lips are open."""
+        skin = self._skin(was) * masks
+        tone = _mean((crops + 1) / 2, skin)
+        drawn = interpolate(fragments, self._colours(faces, after), self._triangles) * self._gain[..., None, None]
+        covered = fragments.mask[:, None]
+        own = torch.where(covered, drawn, _DARK * tone[..., None, None]).clamp(0, 1) * 2 - 1
+        if self._open is None:
+            return own
+        there = self._open
+        batch = len(crops)
+        way = torch.cat([there.surface.xy - after.xy, there.visible[..., None].expand(batch, -1, -1)], dim=2)
+        spread = interpolate(fragments, way, self._triangles)
+        inner = (fragments.mask & self._inside[fragments.face_id.clamp_min(0)])[:, None].to(skin)
+        if not bool(self._inside.any()):
+            inner = covered.to(skin)
+        known = inner * (spread[:, 2:] > 0.5).to(skin)
+        texture = warp(there.crop.expand(batch, -1, -1, -1), _filled(spread[:, :2], known))
+        gain = (tone / there.skin.clamp_min(1e-3)).clamp(0.7, 1.4)[..., None, None]
+        texture = ((texture + 1) / 2 * gain).clamp(0, 1) * 2 - 1
+        sure = known if bool(self._inside.any()) else torch.ones_like(known)
+        return torch.lerp(own, texture, _soft(sure))
+
+
+def matrices_size(matrices: Tensor, landmarks: Tensor) -> Tensor:
+    """Side in px of a square that holds the faces, from their landmarks (B,68,2)."""
+    return (landmarks.amax(1) - landmarks.amin(1)).amax()
+
+
+def _kernel(model: FaceModel, marks: tuple[int, ...], reach: float, faint: float) -> Tensor:
+    """(V,K) shares by which landmarks pull the vertices, on the mean face with parted lips."""
+    rest = _parted(model)
+    centres = rest[model.landmark_vertices[list(marks)].cpu()]
+    weight = torch.exp(-0.5 * (torch.cdist(rest, centres) / reach) ** 2)
+    return weight / (weight.sum(1, keepdim=True) + faint)
+
+
+@lru_cache(maxsize=4)
+def _parted(model: FaceModel) -> Tensor:
+    """(V,3) the mean face with open lips, on the CPU."""
+    return model.mean_shape.cpu() + torch.tensordot(wide_open(model, _PARTED), model.expression_basis.cpu(), 1)
+
+
+def _spread(points: Tensor) -> Tensor:
+    """(B,) root mean square distance of points (B,N,2) from their middle."""
+    return (points - points.mean(1, keepdim=True)).square().sum(2).mean(1).sqrt().clamp_min(1e-6)
+
+
+def _visible(surface: Surface, nearest: Tensor) -> Tensor:
+    """(B,V): 1 for vertices that lie at the nearest surface (B,S,S) or outside of every triangle."""
+    size = nearest.shape[-1]
+    far = F.max_pool2d(torch.where(nearest.isfinite(), nearest, 1e6)[:, None], 3, 1, 1).flatten(1)
+    place = surface.xy.floor().long()
+    inside = ((place >= 0) & (place < size)).all(dim=2)
+    index = place.clamp(0, size - 1)
+    hit = far.gather(1, index[..., 1] * size + index[..., 0])
+    return (inside & (surface.depth <= hit + _BEHIND)).to(surface.xy)
+
+
+def _filled(values: Tensor, known: Tensor) -> Tensor:
+    """Values (B,C,S,S) carried on smoothly to where `known` (B,1,S,S) is 0, by ever coarser means."""
+    levels = [(values * known, known)]
+    while levels[-1][1].shape[-1] > 1:
+        total, weight = (F.avg_pool2d(part, 2, ceil_mode=True) for part in levels[-1])
+        levels.append((total, weight))
+    total, weight = levels.pop()
+    filled = total / weight.clamp_min(1e-6)
+    for total, weight in reversed(levels):
+        coarse = F.interpolate(filled, size=total.shape[-2:], mode="bilinear", align_corners=False)
+        here = total / weight.clamp_min(1e-6)
+        filled = torch.lerp(coarse, here, weight.clamp(0, 1))
+    return filled
+
+
+def _faded(masks: Tensor, size: int) -> Tensor:
+    """(B,1,S,S): 0 outside of the masks, rising to 1 inside."""
+    reach = max(1, round(_FADE * size))
+    shrunk = -F.max_pool2d(-masks, 2 * reach + 1, 1, reach)
+    return F.avg_pool2d(shrunk, 2 * reach + 1, 1, reach) * (masks > 0).to(masks)
+
+
+def _soft(mask: Tensor) -> Tensor:
+    """A mask (B,1,S,S) with soft edges, by a binomial filter of 5 x 5 pixels."""
+    row = mask.new_tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+    padded = F.pad(mask, (2, 2, 2, 2), mode="replicate")
+    return F.conv2d(F.conv2d(padded, row.view(1, 1, 1, 5)), row.view(1, 1, 5, 1))
+
+
+def _mean(images: Tensor, shares: Tensor) -> Tensor:
+    """(B,3) mean colours under shares (B,1,S,S)."""
+    return (images * shares).sum(dim=(2, 3)) / shares.sum(dim=(2, 3)).clamp_min(1e-3)
+
+
+def _within(polygon: Tensor, size: int) -> Tensor:
+    """(B,1,S,S): 1 inside the convex hull's part that polygons (B,N,2), clockwise on the screen, bound."""
+    centres = torch.arange(size, device=polygon.device, dtype=polygon.dtype) + 0.5
+    grid = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), dim=-1).flatten(0, 1)
+    side = polygon.roll(-1, 1) - polygon
+    away = grid[None, None] - polygon[:, :, None]
+    cross = side[:, :, None, 0] * away[..., 1] - side[:, :, None, 1] * away[..., 0]
+    return (cross > 0).all(dim=1).view(-1, 1, size, size).to(polygon)
