@@ -9,7 +9,8 @@ import torch
 
 def describe_hardware() -> str:
     """Processor, threads, accelerators and torch version, such as `AMD EPYC, 2 threads; torch 2.11.0`."""
-    parts = [f"{_processor()}, {torch.get_num_threads()} threads"]
+    threads = torch.get_num_threads()
+    parts = [f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"]
     parts += [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return f"{', '.join(parts)}; torch {torch.__version__}"
 
