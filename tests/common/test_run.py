@@ -74,7 +74,7 @@ def test_the_run_folder_explains_itself(whole: Path) -> None:
     assert load(ToyConfig, whole / "config.yaml") == toy_config(whole.parents[1])
     assert re.fullmatch(r"([0-9a-f]{40}( \(modified\))?|unknown)\n", (whole / "git.txt").read_text())
     hardware = (whole / "hardware.txt").read_text()
-    assert ", 1 threads" in hardware
+    assert ", 1 thread;" in hardware
     assert hardware.endswith(f"; torch {torch.__version__}\n")
     assert [row["step"] for row in rows(whole)] == [str(i) for i in range(1, 13)]
     assert [row["step"] for row in rows(whole) if row["val/real"]] == ["4", "8", "12"]
