@@ -12,6 +12,7 @@ from common.audio.lipsync_features import SpeechFeatures
 from common.config import config_hash
 from common.data.corpus import Corpus
 from common.data.sampling import Draw
+from common.hardware import cores
 from common.synthetic.talking import build_talking_corpus
 from common.training import TrainData
 from lipsync.clips import ClipSpeech, SpeakingClips
@@ -27,7 +28,7 @@ def open_corpus(cfg: DataConfig) -> Corpus:
     if cfg.root:
         return Corpus.open(Path(cfg.root))
     folder = Path("corpora") / f"talking-{config_hash(cfg.embedded)}"
-    return build_talking_corpus(folder, cfg.embedded, workers=max(1, cfg.workers))
+    return build_talking_corpus(folder, cfg.embedded, workers=cores())
 
 
 class ExpertWindows(Dataset[dict[str, Tensor]]):

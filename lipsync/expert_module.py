@@ -14,7 +14,8 @@ from lipsync.batch_norm import share_batch_norm
 from lipsync.build import EXPERT_KIND, build_expert, start_from
 from lipsync.config import LipSyncConfig
 from lipsync.losses import sync_probability
-from lipsync.networks.expert import FRAMES
+from lipsync.networks.blocks import channels_last
+from lipsync.networks.expert import FRAMES, unit
 from lipsync.vary import CURVES, vary_light, vary_place, vary_voice
 
 FOUND_WITHIN = 1
@@ -43,6 +44,8 @@ class ExpertTraining(TrainModule):
     def setup(self, stage: str) -> None:
         if self.trainer.world_size > 1:
             share_batch_norm(self.expert, self.trainer.strategy.root_device)
+        if self.trainer.strategy.root_device.type == "cpu":
+            channels_last(self.expert)
 
     def forward(self, audio: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Windows (N,1,rows,16) and lower halves (N,15,S/2,S) in [0,1] -> unit embeddings (N,D), (N,D)."""
@@ -50,21 +53,30 @@ class ExpertTraining(TrainModule):
 
     def probabilities(self, batch: dict[str, Tensor]) -> Tensor:
         """P (B,W,W) that window i of a clip (rows) and its sound j (columns) belong together."""
-        frames, audio = batch["frames"], batch["audio"]
-        count, windows = batch["starts"].shape
-        sounds, lips = self.expert(audio.flatten(0, 1), lip_windows(frames, batch["starts"]).flatten(0, 1))
-        rows = lips.view(count, windows, 1, -1).expand(-1, -1, windows, -1)
-        columns = sounds.view(count, 1, windows, -1).expand(-1, windows, -1, -1)
-        pairs = sync_probability(columns.flatten(0, 2), rows.flatten(0, 2), self.cfg.expert.sync_prob)
-        return pairs.view(count, windows, windows)
+        return self._judge(*self._signed(batch))
 
     def losses(self, batch: dict[str, Tensor], min_offset: int) -> dict[str, Tensor]:
         """Terms of a batch with `frames` (B,3,T,S,S) in [0,1], `starts` (B,W) and `audio` (B,W,1,rows,16)."""
-        probability = self.probabilities(batch)
+        lips, sounds = self._signed(batch)
         apart = (batch["starts"][:, :, None] - batch["starts"][:, None]).abs()
-        return judged(probability, apart, min_offset) | {
-            "contrast": contrast(probability, apart, min_offset, self.cfg.expert.temperature)
+        cosines = F.normalize(lips.float(), dim=-1) @ F.normalize(sounds.float(), dim=-1).mT
+        return judged(self._judge(lips, sounds), apart, min_offset) | {
+            "contrast": contrast(cosines, apart, min_offset, self.cfg.expert.temperature)
         }
+
+    def _signed(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Lips and sounds (B,W,D) before the last ReLUs."""
+        count, windows = batch["starts"].shape
+        lips = self.expert.look_signed(lip_windows(batch["frames"], batch["starts"]).flatten(0, 1))
+        sounds = self.expert.hear_signed(batch["audio"].flatten(0, 1))
+        return lips.view(count, windows, -1), sounds.view(count, windows, -1)
+
+    def _judge(self, lips: Tensor, sounds: Tensor) -> Tensor:
+        count, windows, _ = lips.shape
+        rows = unit(lips.flatten(0, 1)).view(count, windows, 1, -1).expand(-1, -1, windows, -1)
+        columns = unit(sounds.flatten(0, 1)).view(count, 1, windows, -1).expand(-1, windows, -1, -1)
+        pairs = sync_probability(columns.flatten(0, 2), rows.flatten(0, 2), self.cfg.expert.sync_prob)
+        return pairs.view(count, windows, windows)
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> dict[str, Tensor]:
         cfg = self.cfg.expert
@@ -156,10 +168,14 @@ def judged(probability: Tensor, apart: Tensor, min_offset: int) -> dict[str, Ten
     }
 
 
-def contrast(probability: Tensor, apart: Tensor, min_offset: int, temperature: float) -> Tensor:
-    """Cross-entropy of the right sound among the clip's, those nearer than `min_offset` left out, both ways."""
+def contrast(cosines: Tensor, apart: Tensor, min_offset: int, temperature: float) -> Tensor:
+    """Cross-entropy of the right sound among the clip's, those nearer than `min_offset` left out, both ways.
+
+    Takes the cosines (B,W,W) of embeddings before their last ReLU: those have a mean near 0 from the first step on,
+    while behind the ReLU all pairs begin close to 0.7, and the networks take several times as long to part them.
+    """
     ignored = (apart > 0) & (apart < min_offset)
-    logits = (probability / temperature).masked_fill(ignored, -math.inf)
+    logits = (cosines / temperature).masked_fill(ignored, -math.inf)
     target = torch.arange(logits.shape[1], device=logits.device).expand(logits.shape[:2])
     return (F.cross_entropy(logits.mT, target) + F.cross_entropy(logits, target)) / 2
 

@@ -18,6 +18,7 @@ from lipsync.config import LipSyncConfig
 from lipsync.data import DrawnWindows
 from lipsync.expert_module import as_float, rate
 from lipsync.networks import FrozenExpert, SyncExpert
+from lipsync.networks.blocks import channels_last
 from lipsync.networks.expert import FRAMES
 from lipsync.vary import CURVES, vary_light, vary_voice
 
@@ -57,6 +58,8 @@ class LipSyncTraining(TrainModule):
     def setup(self, stage: str) -> None:
         if self.trainer.world_size > 1:
             share_batch_norm(self.generator, self.trainer.strategy.root_device)
+        if self.trainer.strategy.root_device.type == "cpu":
+            channels_last(self)
 
     def train(self, mode: bool = True) -> "LipSyncTraining":
         """The judge and the average stay in eval mode."""

@@ -3,7 +3,10 @@
 import math
 import sys
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import islice
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -18,7 +21,9 @@ from lipsync.data import ExpertWindows
 CHANCE = math.log(2)
 """Binary cross-entropy at P = 1/2."""
 NEAR = 0.02
-"""Mean losses no further below it count as stuck."""
+"""Mean losses no further below it count as stuck, unless they fall."""
+FALLING = 0.005
+"""Newer losses that are so much lower than older ones fall."""
 LARGE_RATE = 3e-4
 SMALL_BATCH = 32
 FEW_PEOPLE, FEW_SECONDS = 4, 60
@@ -91,6 +96,13 @@ def is_still(frames: Tensor) -> Tensor:
     return (lower[:, 1:] - lower[:, :1]).abs().mean() < 1
 
 
+def is_stuck(losses: Collection[float]) -> bool:
+    """Whether losses, the oldest first, stay near that of guessing, or above it."""
+    half = len(losses) // 2
+    older, newer = fmean(islice(losses, half)), fmean(islice(losses, half, None))
+    return fmean(losses) > CHANCE - NEAR and newer > older - FALLING
+
+
 def share(flags: list[Tensor]) -> float:
     """Share of true ones."""
     return float(torch.cat(flags).float().mean())
@@ -123,7 +135,7 @@ class PlateauWatch(Callback):
         self._pending.append(outputs["loss_bce"].detach())
         if len(self._pending) * 10 >= self.steps:
             self._drain()
-            if len(self.losses) == self.steps and sum(self.losses) / self.steps > CHANCE - NEAR:
+            if len(self.losses) == self.steps and is_stuck(self.losses):
                 self.said = True
                 if trainer.is_global_zero:
                     cause = diagnose(gather_facts(self.cfg, self.data, int(outputs["min_offset"])))

@@ -3,7 +3,17 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lipsync.networks.blocks import MEL_ROWS, WINDOW, RowProjection, audio_layers, check_shape, conv, residual, scaled
+from lipsync.networks.blocks import (
+    MEL_ROWS,
+    WINDOW,
+    ConvBlock,
+    RowProjection,
+    audio_layers,
+    check_shape,
+    conv,
+    residual,
+    scaled,
+)
 
 FRAMES = 5
 """Video frames that the expert sees at once: 0.2 s, as long as a window of speech features."""
@@ -43,14 +53,21 @@ class SyncExpert(nn.Module):
 
     def hear(self, audio: Tensor) -> Tensor:
         """Speech windows (B,1,rows,16) -> unit embeddings (B,D)."""
-        _check(audio, (1, self.rows, WINDOW))
-        projected = audio if self.projection is None else self.projection(audio)
-        return F.normalize(self.audio_encoder(projected).flatten(1), dim=1)
+        return unit(self.hear_signed(audio))
 
     def look(self, frames: Tensor) -> Tensor:
         """Lower halves (B,15,S/2,S) -> unit embeddings (B,D)."""
+        return unit(self.look_signed(frames))
+
+    def hear_signed(self, audio: Tensor) -> Tensor:
+        """Speech windows (B,1,rows,16) -> what the last ReLU gets, (B,D) of either sign; `unit` makes embeddings."""
+        _check(audio, (1, self.rows, WINDOW))
+        return _signed(self.audio_encoder, audio if self.projection is None else self.projection(audio))
+
+    def look_signed(self, frames: Tensor) -> Tensor:
+        """Lower halves (B,15,S/2,S) -> what the last ReLU gets, (B,D) of either sign; `unit` makes embeddings."""
         _check(frames, (3 * FRAMES, self.size // 2, self.size))
-        return F.normalize(self.face_encoder(frames).flatten(1), dim=1)
+        return _signed(self.face_encoder, frames)
 
 
 class FrozenExpert(nn.Module):
@@ -72,6 +89,18 @@ class FrozenExpert(nn.Module):
     def forward(self, audio: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
         """Speech (B,1,rows,16) and whole faces (B,3,5,S,S) in BGR [0,1] -> unit embeddings (B,D), (B,D)."""
         return self.expert(audio, sync_window(faces))
+
+
+def unit(signed: Tensor) -> Tensor:
+    """What the last ReLU gets (B,D) -> unit embeddings (B,D) without negatives."""
+    return F.normalize(signed.relu(), dim=1)
+
+
+def _signed(encoder: nn.Sequential, x: Tensor) -> Tensor:
+    """Output (B,D) of an encoder without its last activation."""
+    last = encoder[-1]
+    assert isinstance(last, ConvBlock)
+    return last.conv_block(encoder[:-1](x)).flatten(1)
 
 
 def sync_window(faces: Tensor) -> Tensor:

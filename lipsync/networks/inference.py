@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from lipsync.networks.blocks import fold_batch_norm
+from lipsync.networks.blocks import channels_last, fold_batch_norm
 from lipsync.networks.generator import Wav2Lip, over_time
 
 
@@ -15,10 +15,7 @@ class InferenceGenerator(nn.Module):
         if not 0 <= first_row < generator.size:
             raise ValueError(f"first_row {first_row} is not a row of faces of {generator.size} px")
         self.rows, self.size, self.first_row, self.dtype = generator.rows, generator.size, first_row, dtype
-        self.generator = fold_batch_norm(generator).requires_grad_(False).to(dtype)
-        for parameter in self.generator.parameters():
-            if parameter.dim() == 4:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        self.generator = channels_last(fold_batch_norm(generator).requires_grad_(False).to(dtype))
         self._starts = _first_rows(generator, first_row)
 
     def train(self, mode: bool = True) -> "InferenceGenerator":

@@ -77,6 +77,19 @@ def test_folding_keeps_the_embeddings() -> None:
             torch.testing.assert_close(folded, plain, rtol=0, atol=1e-5)
 
 
+def test_embeddings_are_the_positive_part_of_the_signed_ones() -> None:
+    net = filled()
+    audio, frames = inputs(3)
+    with torch.inference_mode():
+        for signed, embedding in (
+            (net.hear_signed(audio), net.hear(audio)),
+            (net.look_signed(frames), net.look(frames)),
+        ):
+            assert (signed < 0).any()
+            positive = signed.clamp(min=0)
+            torch.testing.assert_close(embedding, positive / positive.norm(dim=1, keepdim=True))
+
+
 def test_window_is_lower_halves_frame_by_frame() -> None:
     faces = torch.rand(2, 3, 5, 32, 32)
     window = sync_window(faces)

@@ -27,7 +27,7 @@ from lipsync.expert_module import (
 )
 from lipsync.networks import sync_window
 from lipsync.overfit import overfit_one_batch
-from lipsync.plateau import Facts, PlateauWatch, diagnose, gather_facts
+from lipsync.plateau import Facts, PlateauWatch, diagnose, gather_facts, is_stuck
 from tests.lipsync.toy_talk import toy_talk
 
 WORDS = [
@@ -162,6 +162,20 @@ def test_facts_see_silence_and_still_pictures(corpus: Corpus, tmp_path: Path) ->
     data.speech._kept = {index: torch.full((80, 200), -4.0) for index in range(3)}
     facts = gather_facts(cfg, data, 5)
     assert (facts.silent, facts.still) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("losses", "stuck"),
+    [
+        ([0.69] * 20, True),
+        ([0.72, 0.68] * 10, True),
+        ([0.9] * 20, True),  # worse than guessing
+        ([0.8 - 0.01 * i for i in range(20)], False),  # on its way down from above
+        ([0.66] * 20, False),
+    ],
+)
+def test_stuck_is_near_guessing_and_not_on_the_way_down(losses: list[float], stuck: bool) -> None:
+    assert is_stuck(losses) is stuck
 
 
 def test_the_watch_speaks_once_and_remembers(corpus: Corpus, capsys: pytest.CaptureFixture[str]) -> None:
