@@ -1,7 +1,7 @@
 """Networks from the configuration, and trained ones from checkpoints."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -11,9 +11,12 @@ from common.config import from_dict
 from common.errors import UserError
 from dubbing3d.coefficients import FaceModelMark
 from dubbing3d.config import DubbingConfig
-from dubbing3d.networks import ExpressionNet
+from dubbing3d.networks import ExpressionNet, PatchCritic, Renderer
+from dubbing3d.networks.inpaint import Scale
 from dubbing3d.speech import SpeechWindows
 
+CONSTANTS = {"zero": 0.0, "one": 1.0}
+"""Values of `renderer.scale` that are numbers (table 5)."""
 KIND, EXPRESSION_KIND = "dubbing3d", "dubbing3d-expression"
 """Kinds of the checkpoints of the two stages: renderer and expressions."""
 
@@ -30,6 +33,31 @@ def build_expression(cfg: DubbingConfig, expressions: int) -> ExpressionNet:
         semantic=shape.semantic,
         audio_residual=shape.audio_residual,
     )
+
+
+def build_renderer(cfg: DubbingConfig) -> Renderer:
+    """Stage 2's network with fresh weights."""
+    shape = cfg.renderer
+    scale = cast(Scale, CONSTANTS.get(shape.scale, shape.scale))
+    return Renderer(
+        width=shape.width,
+        image_size=shape.size,
+        flow=shape.warp,
+        enhancement=shape.enhance,
+        msaf=shape.msaf,
+        scales=shape.scales,
+        scale=scale,
+        depthwise=shape.depthwise,
+        multi_reference=shape.references > 1,
+        reference_guide=shape.reference_guide,
+        recurrent=shape.recurrent,
+        guide_channels=4 if shape.guide_mask else 3,
+    )
+
+
+def build_critic(cfg: DubbingConfig) -> PatchCritic:
+    """Stage 2's critic with fresh weights."""
+    return PatchCritic(width=cfg.renderer.width, image_size=cfg.renderer.size)
 
 
 class LoadedExpression(NamedTuple):
@@ -52,6 +80,23 @@ def load_expression(path: Path, device: str = "cpu") -> LoadedExpression:
         load_part(module, state, name, path)
     mean = state["mean_expression"].to(device)
     return LoadedExpression(network.eval().to(device), speech.eval().to(device), mark, mean, cfg)
+
+
+class LoadedRenderer(NamedTuple):
+    """A trained stage 2: the network in eval mode and the face model whose drawings it was shown."""
+
+    network: Renderer
+    mark: FaceModelMark
+    cfg: DubbingConfig
+
+
+def load_renderer(path: Path, device: str = "cpu") -> LoadedRenderer:
+    """A trained stage 2 from a run's checkpoint; `UserError` for any other file."""
+    checkpoint = load_checkpoint(path, KIND)
+    cfg = from_dict(DubbingConfig, checkpoint["cfg"])
+    network = build_renderer(cfg)
+    load_part(network, checkpoint["state_dict"], "renderer", path)
+    return LoadedRenderer(network.eval().to(device), _mark(checkpoint, path), cfg)
 
 
 def load_part(module: torch.nn.Module, state: dict[str, Tensor], name: str, path: Path) -> None:

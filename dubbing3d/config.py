@@ -1,10 +1,15 @@
 """Typed configuration of paper 4's two training stages; one YAML describes a whole run."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from common.config import ExperimentConfig
 from common.synthetic.talking import TalkingCorpusOptions
 from dubbing3d.crop_mask import MaskKind
+from dubbing3d.losses import Correspondence, StyleForm
+
+Scale = Literal["learnable", "sigmoid", "zero", "one"]
+SCALES = ("low", "mid", "high")
 
 
 @dataclass
@@ -116,8 +121,14 @@ class RendererConfig:
     """fuse its texture into the decoder (eqs 19-22); otherwise it is added"""
     scales: list[str] = field(default_factory=lambda: ["low", "mid", "high"])
     """which maps are fused: low (S/4), mid (S/2), high (S)"""
-    scale: str = "learnable"
-    """factor of the fused texture (eq. 22): learnable, sigmoid (learnable, in [0,1]), 0 or 1"""
+    scale: Scale = "learnable"
+    """factor of the fused texture (eq. 22): `learnable`, `sigmoid` (learnable, in [0,1]), `zero` or `one`"""
+    depthwise: bool = True
+    """MSAF's convolutions per channel; eq. 19 read plainly costs more than table 7 prints"""
+    reference_guide: bool = False
+    """show the flow network each reference's own drawn face as well"""
+    guide_mask: bool = False
+    """give the drawn face its coverage as a fourth channel"""
     recurrent: bool = False
     """show the inpainting network the frame before as well; starts as if it did not"""
     mask: MaskKind = "model"
@@ -141,25 +152,56 @@ class RendererConfig:
             )
         if self.align_steps < 0 or self.early_steps < 0 or not all(0 <= value <= 1 for value in self.epsilon):
             raise ValueError("renderer: steps cannot be negative, and epsilon lies in [0,1]")
-        if self.enhance and not self.warp:
-            raise ValueError("renderer.enhance: texture is drawn on aligned references; set renderer.warp too")
+        if not self.warp and (self.references > 1 or self.reference_guide):
+            raise ValueError("renderer: several references, and their drawn faces, need renderer.warp")
+        if self.align_steps and not (self.warp or self.enhance):
+            raise ValueError("renderer.align_steps: without flow and texture there is nothing to align; set it to 0")
+        if unknown := sorted(set(self.scales) - set(SCALES)):
+            raise ValueError(f"renderer.scales: {unknown[0]} is none of {', '.join(SCALES)}")
 
 
 @dataclass
 class LossWeights:
-    """Eqs 30 and 31; the paper gives none of them, these bring the terms to like sizes. 0: logged, not optimised."""
+    """Eqs 26, 30 and 31; the paper prints none, these bring the terms to like sizes. 0: the term is not computed."""
 
     ssim: float = 1.0
+    """of 1 - SSIM (eq. 24)"""
     perceptual: float = 0.1
+    """of the distance of features (eq. 28)"""
     style: float = 10.0
-    adversarial: float = 0.01
+    """of the distance of their Gram matrices (eq. 29)"""
+    wgan: float = 0.01
+    """of the critic's score (eq. 25)"""
     correspondence: float = 0.1
     """of the correspondence-wise loss on aligned references (eq. 27)"""
-    gradient_penalty: float = 10.0
+    penalty: float = 10.0
+    """of the critic's gradient penalty (eq. 26)"""
+    attention: float = 0.0
+    """of the masks' mean (GANimation; the paper has none)"""
+    variation: float = 0.0
+    """of the masks' total variation (likewise)"""
 
     def __post_init__(self) -> None:
         if min(vars(self).values()) < 0:
             raise ValueError("weights: none can be negative")
+
+
+@dataclass
+class FormConfig:
+    """How equations are read where the paper contradicts itself or is silent; see `dubbing3d.losses`."""
+
+    literal_reconstruction: bool = False
+    """eq. 23 as a sum instead of a mean"""
+    masked_texture: bool = True
+    """L1 of I_e over the hidden part of the crop only (Omega_c of eq. 23)"""
+    ssim_signed: bool = True
+    """SSIM of images in [-1,1] with a range of 2; otherwise of images in [0,1]"""
+    style: StyleForm = "paper"
+    """how eq. 29 is normalised: `paper`, or `mean` over the entries as PIRender does"""
+    correspondence: Correspondence = "warp"
+    """`warp`: the loss that eq. 27 cites; `literal`: features of single images"""
+    balance: bool = True
+    """let both fakes together weigh as much as the real image in eq. 26, which drifts as printed"""
 
 
 @dataclass
@@ -212,6 +254,7 @@ class DubbingConfig(ExperimentConfig):
     expression: ExpressionConfig = field(default_factory=ExpressionConfig)
     renderer: RendererConfig = field(default_factory=RendererConfig)
     weights: LossWeights = field(default_factory=LossWeights)
+    forms: FormConfig = field(default_factory=FormConfig)
     judges: JudgeConfig = field(default_factory=JudgeConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -12,9 +12,9 @@ from common.faces.tracks import crop_matrices
 FPS = 25
 _HEAD_SIDE = 2.3
 """Side of `crop_matrices`' "head" in units of brow to mid-chin; its middle lies at 0.42 of them below the brows."""
-_SIDE, _DOWN = 1.9, 0.16
-"""Side of this crop, and how far its middle lies below the head's: from the forehead (-0.37) to 1.53, where the chin
-of a wide open jaw ends (at most 1.5)."""
+_SIDE, _DOWN = 2.05, 0.12
+"""Side of this crop, and how far its middle lies below the head's: from the hairline (-0.48) to 1.56; the chin
+of a wide open jaw ends at 1.5, and turned faces still fit."""
 
 
 def render_matrices(

@@ -5,7 +5,6 @@ from copy import deepcopy
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.nn import functional as F
 
 from common.batch_norm import share_batch_norm
 from common.face3d.camera import REFERENCE_SIZE
@@ -15,6 +14,7 @@ from common.metrics.landmark import LandmarkDistance
 from common.optim import Ranger
 from common.schedule import rate
 from common.training import TrainModule
+from dubbing3d import losses
 from dubbing3d.build import EXPRESSION_KIND, build_expression
 from dubbing3d.coefficients import FaceModelMark
 from dubbing3d.config import DubbingConfig
@@ -26,7 +26,7 @@ SPOKEN = ("jaw", "mouth", "tongue")
 
 
 class ExpressionTraining(TrainModule):
-    """Eq. 13: L1 of coefficients (eq. 11) and of the landmarks that they give (eq. 12), both as means.
+    """Eq. 13: L1 of coefficients (eq. 11) and of the landmarks that they give (eq. 12).
 
     With several processes the batch norms share their statistics.
 
@@ -71,16 +71,16 @@ class ExpressionTraining(TrainModule):
         return self.projector(batch["identity"], expression, batch["angles"], batch["translation"])
 
     def losses(self, predicted: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Eqs 11 and 12, unweighted: means over frames and numbers, landmarks in [-1,1]."""
+        """Eqs 11 and 12, unweighted: L1 norms, means over frames, landmarks in sides of their frame."""
         ours, true = (self.landmarks(batch, expression) for expression in (predicted, batch["expression"]))
         return {
-            "expression": F.l1_loss(predicted, batch["expression"]),
-            "shape": F.l1_loss(self.projector.normalised(ours), self.projector.normalised(true)),
+            "expression": losses.expression_loss(predicted, batch["expression"]),
+            "shape": losses.shape_loss(ours, true, REFERENCE_SIZE),
         }
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> dict[str, Tensor]:
         terms = self.losses(self.predict(self.varied(batch)), batch)
-        total = terms["expression"] + self.cfg.expression.shape * terms["shape"]
+        total = losses.expression_total(terms["expression"], terms["shape"], weight=self.cfg.expression.shape)
         return {"loss": total} | {f"loss_{name}": value.detach() for name, value in terms.items()}
 
     def varied(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -40,8 +40,3 @@ class LandmarkProjector(nn.Module):
         posed = pose(points.flatten(0, 1), angles.flatten(0, 1), translation.flatten(0, 1))
         xy, _ = self.camera.project(posed)
         return xy.unflatten(0, expression.shape[:2])
-
-    @staticmethod
-    def normalised(landmarks: Tensor) -> Tensor:
-        """Pixels of the frame to [-1,1], in which the shape loss is of the size of the expression loss."""
-        return landmarks * (2 / REFERENCE_SIZE) - 1
