@@ -9,55 +9,32 @@ music there is, and its reference picture, which upstream is the very frame with
 frame nearby whose mouth is closed, so that the old mouth does not show through.
 """
 
-import signal
-import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 from torch import Tensor
 
 from common.audio.vad import speech_segments
-from common.background import ahead, behind
 from common.config import config_hash
+from common.dubbing.footage import Shown
+from common.dubbing.report import DubReport
+from common.dubbing.speech import Detector
+from common.dubbing.stream import Scene, WhenShorter, dub_stream, held_at_once, ordinary_ending
 from common.errors import UserError
 from common.faces.base import FaceBackend, load_backend
 from common.faces.paste import box_mask, cut_crops, lower_face_mask, paste_crops
-from common.faces.track import track_frames
-from common.faces.tracks import Tracking
 from common.files import sha256
 from common.provenance import Provenance, ProvenanceConfig
-from common.stopwatch import Stopwatch
-from common.video import VideoWriter
-from lipsync.face_plan import FacePlan, plan_face
-from lipsync.footage import Footage, Playback, Shown, open_footage
+from lipsync.face_plan import plan_face
 from lipsync.infer import LOOKED_AT, LipSync
-from lipsync.speech import Detector, Speech, SpeechWindows, listen
+from lipsync.speech import SpeechWindows
 from lipsync.windows import FPS, drawing_window
 
-_HELD_BYTES = 3 << 27
-"""Frames in memory at once: those that were read ahead, those of the batch in hand, those that wait to be encoded."""
-_TRACKED_AHEAD = 4
-"""Frames that are read ahead of the tracking."""
 _CLOSED_KEPT = 32
 """Crops with a closed mouth that are kept; each serves five seconds of the video."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -66,7 +43,7 @@ class DubSettings:
 
     face: str = "largest"
     """Whose lips move: largest, longest or index:K."""
-    when_shorter: Literal["stop", "keep"] = "stop"
+    when_shorter: WhenShorter = "stop"
     """Speech shorter than the video: stop the video with it, or keep the rest, silent and with a closed mouth."""
     align: Literal["train", "upstream"] = "train"
     """Where a frame's speech window begins: 40 ms before the frame, as in training, or at it, as Wav2Lip's inference
@@ -100,44 +77,6 @@ class DubSettings:
             )
 
 
-@dataclass
-class DubReport:
-    """What was done."""
-
-    frames: int = 0
-    """Pictures of the output."""
-    without_face: int = 0
-    """Of these, pictures that passed through untouched."""
-    seconds: float = 0.0
-    """Length of the output."""
-    silent: int = 0
-    """Pictures in whose time nobody speaks, so that the mouth was closed."""
-    stages: dict[str, float] = field(default_factory=dict)
-    """Seconds of each stage; together the time that it took: listen, track, crop, generate, paste, and wait for what
-    runs beside these and for the end of the file."""
-    beside: dict[str, float] = field(default_factory=dict)
-    """Seconds of work in other threads at the same time: read, encode."""
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds that it took."""
-        return sum(self.stages.values())
-
-    def text(self) -> str:
-        """Two or three lines for the terminal."""
-        stages, beside = (
-            ", ".join(f"{name} {spent:.1f} s" for name, spent in part.items()) for part in (self.stages, self.beside)
-        )
-        lines = [
-            f"{self.frames} frames, {self.seconds:.2f} s, {self.without_face} without a face; "
-            f"made in {self.elapsed:.1f} s, {self.frames / max(self.elapsed, 1e-9):.1f} frames/s",
-            f"{stages}; beside it {beside}",
-        ]
-        if self.silent == self.frames > 0:
-            lines.append("warning: no speech was found in the sound, so that the mouth stays closed")
-        return "\n".join(lines)
-
-
 def dub(
     model: LipSync,
     video: Path,
@@ -168,35 +107,18 @@ def dub(
         UserError: inputs that cannot be read or have no picture, face or sound; an output that cannot be written.
     """
     settings = settings or DubSettings()
-    _check_paths(video, audio, out)
-    clock, reader, encoder = Stopwatch(), Stopwatch(), Stopwatch()
-    with clock("wait"), torch.inference_mode():
-        footage = open_footage(video)
-        with clock("listen"):
-            speech = listen(audio, detect)
-        seconds = max(speech.seconds, footage.seconds if settings.when_shorter == "keep" else 0.0)
-        label = provenance or Provenance.create(ProvenanceConfig(), config_hash=config_hash(settings))
-        writer = VideoWriter(
-            out, footage.size, footage.fps, audio=audio, seconds=seconds, crf=settings.crf, provenance=label
-        )
-        report = DubReport(seconds=seconds, stages=clock.seconds)
-        with _bars(progress) as bars, writer:
-            frames = reader.each("read", footage.read_until(seconds))
-            tracking = _track(
-                _with_bar(frames, bars, f"faces in {video.name}", footage.frames), footage, backend, clock
-            )
-            playback = Playback(footage, tracking.times, seconds)
-            plan = plan_face(tracking, settings.face, model.size)
-            dubber = _Dubber(model, footage, tracking.times, plan, speech, settings, clock)
-            pictures = ahead(reader.each("read", playback.pictures()), dubber.batch)
-            task = bars.add_task(f"lips of {out.name}", total=playback.total)
-            with behind(encoder.around("encode", writer.write), dubber.batch) as write:
-                while batch := list(islice(pictures, dubber.batch)):
-                    for (shown, _), image in zip(batch, dubber(batch, report), strict=True):
-                        write(image, None if playback.even else shown.time)
-                    bars.advance(task, len(batch))
-    report.beside = reader.seconds | encoder.seconds
-    return report
+    return dub_stream(
+        video,
+        audio,
+        out,
+        lambda scene: _Dubber(model, scene, settings),
+        when_shorter=settings.when_shorter,
+        crf=settings.crf,
+        backend=backend,
+        detect=detect,
+        label=provenance or Provenance.create(ProvenanceConfig(), config_hash=config_hash(settings)),
+        progress=progress,
+    )
 
 
 def dub_files(
@@ -215,48 +137,21 @@ def dub_files(
     label = Provenance.create(
         answerable, config_hash=config_hash(cfg or settings), checkpoint_sha256=sha256(checkpoint)
     )
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
+    with ordinary_ending():
         return dub(model, video, audio, out, settings, backend=load_backend(settings.backend, device), provenance=label)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _track(
-    frames: Iterable[tuple[float, np.ndarray]], footage: Footage, backend: FaceBackend | None, clock: Stopwatch
-) -> Tracking:
-    """All faces; frames are decoded a little ahead."""
-    with clock("track"):
-        found = backend or load_backend()
-        return track_frames(clock.each("wait", ahead(frames, _TRACKED_AHEAD)), found, fps=float(footage.fps))
-
-
-def _check_paths(video: Path, audio: Path, out: Path) -> None:
-    for path in (video, audio):
-        if out.exists() and path.exists() and out.samefile(path):
-            raise UserError(f"{out} is an input as well; give the output another name")
 
 
 class _Dubber:
     """Turns batches of frames into dubbed ones, in the order of time."""
 
-    def __init__(
-        self,
-        model: LipSync,
-        footage: Footage,
-        times: np.ndarray,
-        plan: FacePlan,
-        speech: Speech,
-        settings: DubSettings,
-        clock: Stopwatch,
-    ) -> None:
-        self._model, self._footage, self._times, self._plan = model, footage, times, plan
-        self._speech, self._settings, self._clock = speech, settings, clock
+    def __init__(self, model: LipSync, scene: Scene, settings: DubSettings) -> None:
+        self._model, self._settings = model, settings
+        self._footage, self._times, self._clock = scene.footage, scene.tracking.times, scene.clock
+        self._speech, self._plan = scene.speech, plan_face(scene.tracking, settings.face, model.size)
         self._quiet = settings.silence == "close"
-        self._windows = SpeechWindows(speech, model, quiet=self._quiet)
+        self._windows = SpeechWindows(scene.speech, model, quiet=self._quiet)
         self._closed: dict[int, Tensor] = {}
-        frame_bytes = 3 * footage.size[0] * footage.size[1]
-        self.batch = max(1, min(settings.batch or model.batch, _HELD_BYTES // (3 * frame_bytes)))
+        self.batch = held_at_once(scene.footage, settings.batch or model.batch)
 
     def __call__(self, batch: list[tuple[Shown, np.ndarray]], report: DubReport) -> list[np.ndarray]:
         """The frames, those with a face dubbed, the others the very same arrays."""
@@ -318,23 +213,3 @@ class _Dubber:
             matrix = self._plan.matrices[frame : frame + 1]
             self._closed[frame] = cut_crops([image], matrix, self._model.size, self._model.device)[0]
         return self._closed[frame]
-
-
-class _Rate(ProgressColumn):
-    """Frames per second."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.finished_speed or task.speed or 0:.1f} frames/s")
-
-
-def _bars(shown: bool) -> Progress:
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    return Progress(*columns, console=console, disable=not (shown and console.is_terminal))
-
-
-def _with_bar(items: Iterable[T], bars: Progress, label: str, total: int | None) -> Iterator[T]:
-    task = bars.add_task(label, total=total)
-    for item in items:
-        bars.advance(task)
-        yield item

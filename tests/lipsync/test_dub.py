@@ -11,11 +11,12 @@ from PIL import Image
 
 from common.audio.io import load_audio, write_wav
 from common.audio.lipsync_features import speech_features
+from common.dubbing.report import DubReport
 from common.faces.track import track_frames
 from common.faces.tracks import Track, Tracking, crop_frames
 from common.provenance import read_label
 from common.video import VideoWriter, probe_video, read_frames, read_times
-from lipsync.dub import DubReport, DubSettings, dub
+from lipsync.dub import DubSettings, dub
 from lipsync.face_plan import plan_face
 from lipsync.networks import Wav2Lip
 from lipsync.windows import cut_windows, drawing_window
@@ -61,7 +62,7 @@ def run(
 
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch) -> type[KeptFrames]:
-    monkeypatch.setattr("lipsync.dub.VideoWriter", KeptFrames)
+    monkeypatch.setattr("common.dubbing.stream.VideoWriter", KeptFrames)
     return KeptFrames
 
 

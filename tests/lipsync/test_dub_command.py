@@ -125,7 +125,7 @@ def test_a_broken_still_image_is_refused(tmp_path: Path, media_files: tuple[Path
 def test_sound_and_output_are_looked_at_before_the_video_is_read(
     tmp_path: Path, media_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lipsync.dub.track_frames", lambda *_, **__: pytest.fail("the video was read"))
+    monkeypatch.setattr("common.dubbing.stream.track_frames", lambda *_, **__: pytest.fail("the video was read"))
     video, audio = media_files
     expect_refusal("no audio track", video, make_video(tmp_path / "mute.mp4"), tmp_path / "o.mp4")
     expect_refusal("does not end in .mp4", video, audio, tmp_path / "o.avi")

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from common.audio.io import load_audio, write_wav
 from common.audio.lipsync_features import speech_features
+from common.dubbing import speech as module
+from common.dubbing.footage import Playback, Shown, open_footage
+from common.dubbing.speech import Speech, listen, samples
 from common.errors import UserError
 from common.video import read_times, read_wave
-from lipsync import speech as module
-from lipsync.footage import Playback, Shown, open_footage
+from lipsync import speech as features
 from lipsync.infer import LipSync
-from lipsync.speech import Speech, SpeechWindows, feature_blocks, listen, samples
+from lipsync.speech import SpeechWindows, feature_blocks
 from lipsync.windows import cut_windows
 from tests.common.toy_media import loud, voice
 from tests.common.toy_videos import index_of, make_video
@@ -36,7 +38,7 @@ def heard_by(wave: Tensor) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("mode", ["mel", "mfcc", "mel+mfcc"])
 @pytest.mark.parametrize("count", [100, 1600, 8000, 8001, 16000, 16123, 31999])
 def test_features_in_pieces_are_those_of_the_whole(mode: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_PIECE", 40 * 200)
+    monkeypatch.setattr(features, "_PIECE", 40 * 200)
     wave = voice(2.0)[:count] + 0.01 * torch.randn(count, generator=torch.Generator().manual_seed(0))
     network = model(mode)
     chunks = iter(np.array_split(wave.numpy(), 7))
@@ -48,7 +50,7 @@ def test_features_in_pieces_are_those_of_the_whole(mode: str, count: int, monkey
 def test_windows_are_those_of_the_whole_recording_and_silent_outside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_PIECE", 30 * 200)
+    monkeypatch.setattr(features, "_PIECE", 30 * 200)
     write_wav(tmp_path / "a.wav", voice(1.3))
     network = model("mel")
     found = listen(tmp_path / "a.wav", heard_by)
@@ -167,7 +169,7 @@ def order(playback: Playback) -> list[int]:
 @pytest.mark.parametrize("count", [1, 2, 3, 13])
 @pytest.mark.parametrize("held", [1 << 27, 4 * 64 * 48 * 3])
 def test_pictures_go_forth_and_back(count: int, held: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lipsync.footage._REVERSED_BYTES", held)
+    monkeypatch.setattr("common.dubbing.footage._REVERSED_BYTES", held)
     path = make_video(tmp_path / "v.mp4", frames=count, options={"g": "5", "bf": "2", "crf": "10"})
     playback = Playback(open_footage(path), read_times(path), 1.6)
     cycle = [*range(count), *range(count - 2, 0, -1)]

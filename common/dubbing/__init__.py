@@ -1,0 +1,1 @@
+"""What every dub of a video needs: the pictures, the speech, the passes over them, and the report."""
