@@ -1,4 +1,4 @@
-"""python -m lipsync prepare | train | check | dub | export"""
+"""python -m lipsync prepare | train | check | evaluate | table | survey | dub | export"""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,6 +13,7 @@ from common.cli import (
     Overrides,
     Overwrite,
     Resume,
+    Seed,
     make_app,
     pick_device,
     run_cli,
@@ -75,6 +76,94 @@ def check(
     if found.cause:
         raise UserError(f"one batch was not learnt by heart: {found.text()}")
     print(found.text())
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", "-c", help="a run's last.ckpt, or any file with a generator")
+    ] = None,
+    videos: Annotated[
+        Path | None,
+        typer.Option(help="instead of --checkpoint: another method's videos, named after the clips"),
+    ] = None,
+    corpus: Annotated[str, typer.Option("--corpus", "--truth", help="the checkpoint's own unless given")] = "",
+    split: Annotated[str, typer.Option(help="test, val or train")] = "test",
+    limit: Annotated[int, typer.Option(min=0, help="clips at most, spread evenly; 0: all")] = 0,
+    weights: Annotated[
+        str, typer.Option(help="SyncNet: official, own (trained on the corpus at need), a file, or auto")
+    ] = "auto",
+    protocol: Annotated[str, typer.Option(help="of --videos without --truth: lrs, real or latentsync")] = "lrs",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="folder, the run's; for --videos a file, their scores.json"),
+    ] = None,
+    save: Annotated[Path | None, typer.Option(help="folder for the dubbed clips, for --videos and survey")] = None,
+    device: Device = "auto",
+) -> None:
+    """Measure sync and likeness on held-out clips: of a generator, or of the videos of any other method."""
+    from lipsync.report import EvaluationSettings, evaluate_checkpoint, evaluate_videos
+
+    settings = EvaluationSettings(weights, split, limit)
+    if (checkpoint is None) == (videos is None):
+        raise UserError("evaluate wants either --checkpoint FILE or --videos FOLDER")
+    if checkpoint is not None:
+        print(evaluate_checkpoint(checkpoint, corpus, out, pick_device(device), settings, save))
+    elif videos is not None:
+        print(evaluate_videos(videos, corpus, out, pick_device(device), settings, protocol))
+
+
+@app.command()
+def table(
+    budget: Annotated[str, typer.Option(help="tiny (under 40 minutes on 2 cores) or full (the paper's)")] = "tiny",
+    corpus: Annotated[str, typer.Option(help="corpus folder; the embedded corpus unless given")] = "",
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder of the table and figures")] = Path("tables"),
+    seeds: Annotated[str, typer.Option(help="seeds of the trainings, such as '0 1 2'")] = "0",
+    runs: Annotated[Path | None, typer.Option(help="folder of the runs; runs/lipsync/table-BUDGET")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="runs at a time; 2 for tiny, 1 for full")] = None,
+    weights: Annotated[
+        str, typer.Option(help="SyncNet: official, own (trained on the corpus at need), a file, or auto")
+    ] = "auto",
+    method: Annotated[
+        list[str] | None, typer.Option(help="NAME=FILE: another row of table 1, from `evaluate --videos`; repeats")
+    ] = None,
+) -> None:
+    """Train or reuse every row of the paper's tables and write the table."""
+    from common.table import parse_seeds
+    from lipsync.table import TABLE, make_table, read_given
+
+    path = make_table(
+        TABLE.budget(budget), corpus=corpus, out=out, seeds=parse_seeds(seeds), runs=runs, jobs=jobs, weights=weights,
+        given=read_given(method or []),
+    )  # fmt: skip
+    print(path.read_text(encoding="utf-8"))
+    print(f"written: {path}, {path.with_suffix('.csv')}")
+
+
+@app.command()
+def survey(
+    method: Annotated[
+        list[str] | None, typer.Option(help="NAME=FOLDER of videos with equal file names; repeats")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="the page; its key goes beside it")] = Path("survey.html"),
+    ratings: Annotated[
+        Path | None, typer.Option(help="instead: folder of returned ratings, which become means")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="with --ratings: the key; beside --out unless given")] = None,
+    clips: Annotated[int, typer.Option(min=1, help="videos of each method, spread evenly")] = 8,
+    megabytes: Annotated[float, typer.Option(min=0.001, help="of videos in the page, at most")] = 80.0,
+    seed: Seed = 0,
+) -> None:
+    """Make the page of the paper's user study (table 3), or turn returned ratings into means with intervals."""
+    from lipsync.survey import make_survey, parse_methods
+    from lipsync.survey_ratings import write_ratings
+
+    if (ratings is None) == (not method):
+        raise UserError("survey wants either --method NAME=FOLDER (repeatable) or --ratings FOLDER")
+    if ratings is not None:
+        print(write_ratings(ratings, key or out.with_suffix(".key.json"), out.with_suffix(".md")))
+    else:
+        print(make_survey(parse_methods(method or []), out, clips=clips, megabytes=megabytes, seed=seed))
 
 
 @app.command()

@@ -9,14 +9,14 @@ import numpy as np
 
 from common.clip_scores import held_out_clips, report
 from common.config import config_hash
-from common.data.corpus import MANIFEST, Corpus
+from common.data.corpus import MANIFEST, SPLITS, Corpus
 from common.errors import UserError
 from common.files import sha256, write_json
 from common.plots import picture_figure
 from common.provenance import Provenance, ProvenanceConfig, write_png
 from common.runfolder import METRICS
 from common.score_videos import score_folder
-from common.sync_scoring import load_extractor
+from common.sync_scoring import load_extractor, run_lse
 from common.syncnet import SyncNet
 from common.weights import WEIGHTS, weights_folder
 from lipsync.config import LipSyncConfig
@@ -58,12 +58,54 @@ class EvaluationSettings:
     limit: int = 0
     """clips at most, spread evenly; 0: all"""
 
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise UserError(f"unknown split {self.split!r}: use {', '.join(SPLITS)}")
+
 
 def load_judge(weights: str, corpus: Path, device: str) -> SyncNet:
     """SyncNet by name, see `EvaluationSettings.weights`; trained first where it is the corpus's own and not there."""
     if weights == "auto":
         weights = "official" if (weights_folder() / WEIGHTS["syncnet_v2"].file_name).is_file() else "own"
     return load_extractor(weights, corpus, device)
+
+
+def evaluate_checkpoint(
+    checkpoint: Path, corpus: str, out: Path | None, device: str, settings: EvaluationSettings, save: Path | None
+) -> str:
+    """The command `evaluate --checkpoint`: the words to print. `out` is the checkpoint's folder unless given.
+
+    Raises:
+        UserError: as `corpus_of` and `write_report`.
+    """
+    folder = out or checkpoint.parent
+    metrics = write_report(checkpoint, corpus_of(checkpoint, corpus), folder, device, settings, save=save)
+    written = ", ".join(str(folder / name) for name in (METRICS, SHEET, FRAMES))
+    return f"{summary(metrics)}\nwritten: {written}" + ("" if save is None else f", videos in {save}")
+
+
+def evaluate_videos(
+    videos: Path, corpus: str, out: Path | None, device: str, settings: EvaluationSettings, protocol: str
+) -> str:
+    """The command `evaluate --videos`: the words to print.
+
+    With a corpus the videos are compared with its clips, and the figures go to `out`, `scores.json` among the videos
+    unless given. Without one sync alone is measured, each video with its own sound, by the official or a given SyncNet.
+
+    Raises:
+        UserError: as `common.score_videos.score_folder` or `common.sync_scoring.run_lse`.
+    """
+    out = out or videos / "scores.json"
+    if not corpus:
+        weights = "official" if settings.weights == "auto" else settings.weights
+        text = run_lse(
+            videos, protocol=protocol, weights=weights, splits=[settings.split], device=device, backend="dlib",
+            inject=False, out=out,
+        )  # fmt: skip
+        return f"{text}\nsync alone, since there is no --truth\nwritten: {out}"
+    metrics = score_videos(videos, Corpus.open(Path(corpus)), device, settings)
+    write_json(out, metrics)
+    return f"{summary(metrics)}\nwritten: {out}"
 
 
 def write_report(

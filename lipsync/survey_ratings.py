@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -148,7 +149,9 @@ def _read_csv(path: Path) -> dict[str, Any]:
         raise UserError(f"{path.name}: it has no lines with survey, rater and video")
     marks = {str(value): value for value in range(1, BEST + 1)}
     ratings = {str(row["video"]): {q.key: marks.get((row.get(q.key) or "").strip()) for q in QUESTIONS} for row in rows}
-    return {"survey": rows[0]["survey"], "rater": rows[0]["rater"], "ratings": ratings}
+    # The page puts an apostrophe before what a spreadsheet would take for a formula.
+    rater = re.sub(r"^'(?=[=+\-@])", "", rows[0]["rater"] or "")
+    return {"survey": rows[0]["survey"], "rater": rater, "ratings": ratings}
 
 
 def _text(path: Path) -> str:

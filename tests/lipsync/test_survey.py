@@ -131,18 +131,18 @@ def test_csv_and_json_of_one_person_count_once(tmp_path: Path) -> None:
     _, key = make(tmp_path, "a", "b")
     returned = tmp_path / "returned"
     returned.mkdir()
-    given = answer(key, "x", a=2, b=4)
+    given = answer(key, "=x", a=2, b=4)
     (returned / "1.json").write_text(json.dumps(given))
     with open(returned / "2.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["survey", "rater", "video", "sync", "visual", "overall"])
-        writer.writerows([key["survey"], "x", video, *marks.values()] for video, marks in given["ratings"].items())
+        writer.writerows([key["survey"], "'=x", video, *marks.values()] for video, marks in given["ratings"].items())
     text = write_ratings(returned, tmp_path / "survey.key.json", tmp_path / "survey.md")
     assert "1 raters, 6 rated videos of 6" in text
     assert "twice" not in text
-    (returned / "3.json").write_text(json.dumps(answer(key, "x", a=5, b=5)))
+    (returned / "3.json").write_text(json.dumps(answer(key, "=x", a=5, b=5)))
     text = write_ratings(returned, tmp_path / "survey.key.json", tmp_path / "survey.md")
-    assert "x rated twice: 2.csv gives way to 3.json" in text
+    assert "=x rated twice: 2.csv gives way to 3.json" in text
     assert rows_of(text)["a"][0] == "5.000 (n 3)"
 
 
