@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.audio.lipsync_features import SpeechFeatures
+from common.batch_norm import share_batch_norm
+from common.schedule import rate
 from common.training import TrainModule, reduce_mean
-from lipsync.batch_norm import share_batch_norm
 from lipsync.build import EXPERT_KIND, build_expert, start_from
 from lipsync.config import LipSyncConfig
 from lipsync.losses import sync_probability
@@ -209,12 +210,6 @@ def min_offset(ends: tuple[int, int], done: float) -> int:
     """Smallest offset of wrong pairs: from the first to the last of `ends` while `done` goes from 0 to 1."""
     first, last = ends
     return round(first + (last - first) * min(1.0, done))
-
-
-def rate(step: int, steps: int, warmup: int, decay: bool) -> float:
-    """Factor on a learning rate: a linear rise over `warmup` steps; with `decay` a cosine down to a fiftieth."""
-    rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
-    return rise * (0.02 + 0.49 * (1 + math.cos(math.pi * min(1.0, step / steps))) if decay else 1.0)
 
 
 def clip_mean(values: Tensor, chosen: Tensor) -> Tensor:

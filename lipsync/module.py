@@ -7,16 +7,17 @@ import torch
 from torch import Tensor
 
 from common.audio.lipsync_features import SpeechFeatures
+from common.batch_norm import share_batch_norm
 from common.callbacks import ema_update
 from common.data.sampling import Draw
 from common.metrics.image import ImageQuality
+from common.schedule import rate
 from common.training import TrainModule, reduce_mean
 from lipsync import losses
-from lipsync.batch_norm import share_batch_norm
 from lipsync.build import KIND, MODES, build_discriminator, build_generator, start_from
 from lipsync.config import LipSyncConfig
 from lipsync.data import DrawnWindows
-from lipsync.expert_module import as_float, rate
+from lipsync.expert_module import as_float
 from lipsync.networks import FrozenExpert, SyncExpert
 from lipsync.networks.blocks import channels_last
 from lipsync.networks.expert import FRAMES

@@ -23,7 +23,6 @@ from lipsync.expert_module import (
     lip_windows,
     min_offset,
     offsets_found,
-    rate,
 )
 from lipsync.networks import sync_window
 from lipsync.overfit import overfit_one_batch
@@ -100,12 +99,8 @@ def test_offsets_are_found_where_they_are(late: int) -> None:
     assert offsets_found(probability[:8, :8], 5)["window"].isnan()
 
 
-def test_the_curriculum_and_the_rate() -> None:
+def test_the_curriculum() -> None:
     assert [min_offset((5, 1), done) for done in (0.0, 0.25, 0.5, 1.0, 2.0)] == [5, 4, 3, 1, 1]
-    assert [rate(step, 100, 4, False) for step in (0, 1, 3, 50)] == [0.25, 0.5, 1.0, 1.0]
-    assert rate(0, 100, 0, True) == 1.0
-    assert rate(50, 100, 0, True) == pytest.approx(0.51)
-    assert rate(100, 100, 0, True) == pytest.approx(0.02)
 
 
 def test_variation_is_a_function_of_the_step_and_the_rank(corpus: Corpus) -> None:

@@ -1,6 +1,6 @@
 """Two ranks over gloo that share a batch norm's statistics; called by test_batch_norm in a process of its own.
 
-    python -m tests.lipsync.toy_ranks OUT
+    python -m tests.common.toy_ranks OUT
 
 The ranks are forked after the imports and before any thread is there.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lipsync.batch_norm import share_batch_norm
+from common.batch_norm import share_batch_norm
 
 
 def network() -> nn.Module:

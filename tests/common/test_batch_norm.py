@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from lipsync.batch_norm import SharedBatchNorm2d, share_batch_norm
-from tests.lipsync.toy_ranks import images, learn, network
+from common.batch_norm import SharedBatchNorm2d, share_batch_norm
+from tests.common.toy_ranks import images, learn, network
 
 
 def test_two_processes_equal_one_with_both_batches(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.lipsync.toy_ranks", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.common.toy_ranks", str(tmp_path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, timeout=120
