@@ -1,0 +1,174 @@
+"""Judges: from files under torchvision's names, or trained here; frozen, named, kept."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import vgg19
+from torchvision.models.optical_flow import raft_large, raft_small
+
+from common.errors import UserError
+from dubbing3d import judges
+from dubbing3d.judges import FaceFeatures, Frozen, RAFTFlow, SmallFlow, VGGFeatures, load_judges, random_flow
+from dubbing3d.networks import warp
+from tests.dubbing3d.toy_networks import images
+
+
+def smooth(count: int, side: int = 96) -> Tensor:
+    return F.interpolate(images(count, 3, 9, 9), size=side, mode="bicubic", align_corners=False).clamp(-1, 1)
+
+
+@pytest.fixture(scope="module")
+def vgg_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The convolutions of torchvision's network, as its file has them, without the 0.5 GB of linear layers."""
+    with torch.device("meta"):
+        shapes = {name: x.shape for name, x in vgg19().state_dict().items() if name.startswith("features.")}
+    path = tmp_path_factory.mktemp("vgg") / "vgg.pth"
+    generator = torch.Generator().manual_seed(0)
+    scale = {4: 0.03, 1: 0.0}
+    state = {name: torch.randn(shape, generator=generator) * scale[len(shape)] for name, shape in shapes.items()}
+    torch.save(state, path)
+    return path
+
+
+def test_vgg_taps_the_five_layers(vgg_file: Path) -> None:
+    judge = VGGFeatures(vgg_file)
+    assert "VGG-19 from vgg.pth" in judge.name
+    picture = images(1, 3, 32, 32)
+    seen = judge(picture)
+    assert [x.shape[1:] for x in seen] == [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4), (512, 2, 2)]
+    state = torch.load(vgg_file, weights_only=True)
+    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    x = ((picture + 1) / 2 - mean[:, None, None]) / deviation[:, None, None]
+    first = F.conv2d(x, state["features.0.weight"], padding=1).relu()
+    assert torch.allclose(seen[0], first, atol=1e-5)
+    second = F.conv2d(first, state["features.2.weight"], padding=1).relu()
+    second = F.conv2d(F.max_pool2d(second, 2), state["features.5.weight"], padding=1).relu()
+    assert torch.allclose(seen[1], second, atol=1e-4)
+
+
+@pytest.mark.parametrize(("build", "size"), [(raft_small, "small"), (raft_large, "large")])
+def test_raft_is_read_and_enlarges_small_images(build: type[nn.Module], size: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    path = tmp_path / "raft.pth"
+    network = build().eval()
+    torch.save(network.state_dict(), path)
+    judge = RAFTFlow(path)
+    assert f"RAFT {size} from raft.pth" in judge.name
+    first, second = smooth(1, 64), smooth(1, 64).roll(2, dims=3)
+    big = [F.interpolate(x, size=128, mode="bilinear") for x in (first, second)]
+    with torch.no_grad():
+        expected = F.interpolate(network(*big, num_flow_updates=5)[-1], size=64, mode="bilinear") / 2
+        assert torch.allclose(judge(first, second), expected, atol=1e-5)
+        assert judge.features(first).shape[2:] == (16, 16)
+
+
+def test_files_of_other_networks_are_refused(vgg_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a state dict of torchvision's RAFT"):
+        RAFTFlow(vgg_file)
+    other = tmp_path / "other.pth"
+    torch.save({"weight": torch.zeros(2)}, other)
+    with pytest.raises(UserError, match="not a state dict of VGG-19"):
+        VGGFeatures(other)
+    with pytest.raises(UserError, match="cannot read weights"):
+        VGGFeatures(tmp_path / "absent.pth")
+    other.write_bytes(b"torn")
+    with pytest.raises(UserError, match=r"other\.pth"):
+        VGGFeatures(other)
+
+
+@pytest.mark.parametrize("build", [SmallFlow, FaceFeatures])
+def test_a_frozen_judge_does_not_move(build: type[Frozen]) -> None:
+    torch.manual_seed(0)
+    holder = nn.Module()
+    holder.judge = judge = build().freeze()
+    before = {name: value.clone() for name, value in judge.state_dict().items()}
+    holder.train()
+    assert not any(module.training for module in judge.modules())
+    picture = images(2, 3, 96, 96).requires_grad_()
+    seen = judge(picture, picture.detach()) if isinstance(judge, SmallFlow) else judge(picture)[-1]
+    seen.square().sum().backward()
+    assert all(value.grad is None and not value.requires_grad for value in judge.parameters())
+    for name, value in judge.state_dict().items():
+        assert torch.equal(value, before[name]) or value.isnan().all()
+    if isinstance(judge, FaceFeatures):
+        assert picture.grad is not None
+        assert picture.grad.any()
+
+
+def test_known_flows_are_smooth_and_within_reach() -> None:
+    flow = random_flow(32, 96, torch.Generator().manual_seed(0))
+    assert flow.shape == (32, 2, 96, 96)
+    assert 1 < flow.norm(dim=1).mean() < 10
+    assert flow.diff(dim=3).abs().max() < 1
+    assert torch.equal(flow, random_flow(32, 96, torch.Generator().manual_seed(0)))
+
+
+def test_the_own_flow_network_learns_in_the_direction_of_warp() -> None:
+    """A few steps already explain part of a shift; the sign and the size at 96 and 192 px are right."""
+    frames = smooth(32)
+    judge = judges.train_flow(frames, steps=20)
+    assert judge.error.item() > 0
+    flow = torch.zeros(8, 2, 96, 96)
+    flow[:, 0] = 4
+    second = frames[:8]
+    first = warp(second, flow, border="reflection")
+    found = judge(first, second)
+    assert found[:, 0].mean() > 0.5
+    big = judge(*(F.interpolate(x, size=192, mode="bilinear") for x in (first, second)))
+    assert big.shape == (8, 2, 192, 192)
+    assert big[:, 0].mean().item() == pytest.approx(2 * found[:, 0].mean().item(), rel=0.2)
+
+
+def test_own_features_are_standardised_and_differ_by_picture() -> None:
+    judge = judges.train_face_features(smooth(40), steps=4)
+    seen = judge(smooth(40))
+    assert [x.shape[2] for x in seen] == [96, 48, 24, 12, 6]
+    for x in seen:
+        assert x.mean(dim=(0, 2, 3)).abs().max() < 0.5
+        assert 0.3 < x.std() < 3
+    assert judge(images(1, 3, 64, 64))[-1].shape[2] == 4
+
+
+def test_own_judges_are_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    frames = smooth(32, 64)
+    first = load_judges(lambda: frames, tmp_path / "judges", steps=1, log=said.append)
+    files = sorted(path.name for path in (tmp_path / "judges").iterdir())
+    assert [name.rsplit("-", 1)[0] for name in files] == ["judge-features", "judge-flow"]
+    assert "own face features" in said[0]
+    assert "own flow network" in said[1]
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(judges, "_learn", refuse)
+    again = load_judges(lambda: frames, tmp_path / "judges", steps=1, log=said.append)
+    picture = images(1, 3, 96, 96)
+    assert all(torch.equal(a, b) for a, b in zip(first.features(picture), again.features(picture), strict=True))
+    assert torch.equal(first.flow(picture, -picture), again.flow(picture, -picture))
+    assert again.flow.name == first.flow.name
+    with pytest.raises(AssertionError, match="trained again"):
+        load_judges(lambda: -frames, tmp_path / "judges", steps=1, log=said.append)
+
+
+def test_files_need_no_frames(vgg_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "raft.pth"
+    torch.save(raft_small().state_dict(), path)
+
+    def refuse() -> Tensor:
+        raise AssertionError("not needed")
+
+    said: list[str] = []
+    both = load_judges(refuse, tmp_path, vgg=vgg_file, raft=path, log=said.append)
+    assert isinstance(both.features, VGGFeatures)
+    assert isinstance(both.flow, RAFTFlow)
+    assert "VGG-19" in said[0]
+    assert "RAFT small" in said[1]
+
+
+def test_too_few_frames_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="at least 32 frames, got 3"):
+        load_judges(lambda: smooth(3), tmp_path, steps=1)
