@@ -1,4 +1,4 @@
-"""From a video file to its fit, with a video that shows how well it fits: `python -m common fit`."""
+"""From videos and clips to their fits, and a video that shows how well one fits: `python -m common fit`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +14,15 @@ from common.errors import UserError
 from common.face3d.fit import Fit, fit_sequence
 from common.face3d.fit_render import PANEL, draw_fit
 from common.face3d.fit_settings import FitSettings
-from common.face3d.morphable import load_face_model
+from common.face3d.morphable import FaceModel, load_face_model
 from common.faces import load_backend
 from common.faces.track import track_video
 from common.faces.tracks import Tracking, choose
 from common.provenance import Provenance, ProvenanceConfig
-from common.video import VideoWriter, probe_video, read_frames
+from common.video import Clip, VideoWriter, probe_video, read_frames
+
+_READ = 32
+"""Pictures of a clip that are read at once."""
 
 
 def fit_video(
@@ -84,6 +87,23 @@ def fit_video(
                 bar.advance(task)
         fit.save(out.with_suffix(".npz"))
     return fit
+
+
+def fit_clip(model: FaceModel, clip: Clip, *, photometric: bool = False, settings: FitSettings | None = None) -> Fit:
+    """Fit a face model to a corpus clip, from its own landmarks.
+
+    The pictures are read a few at a time. The landmarks are the clip's, so that `Fit.matrix` maps the clip's pixels to
+    the fit's frame.
+
+    Raises:
+        UserError: a clip without landmarks, or what `fit_sequence` refuses.
+    """
+    landmarks = clip.landmarks
+    if landmarks is None:
+        raise UserError(f"{clip.folder} has no landmarks; prepare the corpus again")
+    parts = (clip.frames(first, min(_READ, len(clip) - first)) for first in range(0, len(clip), _READ))
+    images = (image for part in parts for image in part) if photometric else None
+    return fit_sequence(model, landmarks, size=clip.size, images=images, settings=settings)
 
 
 def _of_all_frames(tracking: Tracking, face: str) -> np.ndarray:

@@ -20,7 +20,7 @@ from common.faces import load_backend
 from common.faces.track import track_frames
 from common.faces.tracks import Track, Tracking, choose
 from common.provenance import describe_label
-from common.video import VideoWriter, probe_video, read_frames
+from common.video import Clip, VideoWriter, probe_video, read_frames, write_clip
 from tests.common.toy_fit import QUICK, WHOLE, drawn, performed
 
 
@@ -81,6 +81,23 @@ def test_draw_fit_shows_three_panels(model: FaceModel, basis: Basis) -> None:
     assert green == [True, False]
     with pytest.raises(UserError, match="end after 1 frames"):
         list(draw_fit(model, fit, images[:1]))
+
+
+def test_a_corpus_clip_is_fitted_where_its_landmarks_are(model: FaceModel, basis: Basis, tmp_path: Path) -> None:
+    truth = performed(model, 3)
+    points = project(basis, Camera(224), truth).float().numpy()
+    images = drawn(model, truth, torch.zeros(1, model.sizes[2]))
+    write_clip(tmp_path, images, torch.zeros(1920), landmarks=points)
+    clip = Clip(tmp_path)
+    fit = fit_video.fit_clip(model, clip, settings=QUICK)
+    assert len(fit) == 3
+    crop = render_fit(model, fit, torch.arange(3), torch.from_numpy(WHOLE), 224)
+    assert np.linalg.norm(crop.landmarks.numpy() - points, axis=2).mean() < 0.5
+    assert not fit.gamma.any()
+    assert fit_video.fit_clip(model, clip, photometric=True, settings=QUICK).gamma.any()
+    (tmp_path / "landmarks.npy").unlink()
+    with pytest.raises(UserError, match="has no landmarks"):
+        fit_video.fit_clip(model, Clip(tmp_path))
 
 
 @pytest.fixture
