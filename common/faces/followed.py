@@ -12,9 +12,9 @@ _LOOK = 24
 """Side of the grey picture by which a followed face is compared with its last detection."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sight:
-    """A face in one frame."""
+    """A face in one frame; all of them are kept, so they are small."""
 
     box: Box
     points: np.ndarray

@@ -1,5 +1,6 @@
 """Tracking of toy faces with known answers through every hardship, and of rendered and real faces by dlib."""
 
+import tracemalloc
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +78,19 @@ def test_a_face_that_is_gone_in_the_middle_keeps_its_number_and_its_gap(recognis
     assert np.isnan(track.landmarks[8:15]).all()
     assert np.isnan(track.boxes[8:15]).all()
     assert not track.detected[8:15].any()
+
+
+def test_a_longer_video_costs_a_kilobyte_or_two_a_frame() -> None:
+    image = scene((0, 100, 90))
+
+    def kept(frames: int) -> int:
+        tracemalloc.start()
+        track_frames(((t / 25, image.copy()) for t in range(frames)), ToyFaces(), SETTINGS)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    assert 300 < (kept(260) - kept(60)) / 200 < 2500
 
 
 def test_two_faces_keep_their_numbers_where_one_passes_behind_the_other() -> None:
