@@ -83,14 +83,17 @@ class ExpertTraining(TrainModule):
         cfg = self.cfg.expert
         smallest = min_offset(cfg.min_offset, self.step / max(1.0, cfg.curriculum * self.cfg.trainer.steps))
         terms = self.losses(self.varied(batch), smallest)
-        total = terms["bce"] + cfg.contrast * terms["contrast"]
         return {
-            "loss": total,
+            "loss": self.weighted(terms),
             "loss_bce": terms["bce"].detach(),
             "loss_contrast": terms["contrast"].detach(),
             "balanced_accuracy": terms["balanced_accuracy"],
             "min_offset": torch.tensor(float(smallest)),
         }
+
+    def weighted(self, terms: dict[str, Tensor]) -> Tensor:
+        """What is minimised."""
+        return terms["bce"] + self.cfg.expert.contrast * terms["contrast"]
 
     def varied(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The batch with faces as float in [0,1], and clips varied as `data.vary` says."""

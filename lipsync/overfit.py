@@ -58,7 +58,7 @@ def overfit_one_batch(cfg: LipSyncConfig, corpus: Corpus, *, steps: int = 200, d
         if found[-1] < LEARNT:
             break
         optimizer.zero_grad(set_to_none=True)
-        terms["bce"].backward()
+        module.weighted(terms).backward()
         optimizer.step()
     learnt = found[-1] < LEARNT
     cause = "" if learnt else diagnose(gather_facts(stage, data.windows, cfg.expert.min_offset[0]))

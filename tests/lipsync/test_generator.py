@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from lipsync.networks import Wav2Lip, fold_batch_norm, prepare_for_inference
+from lipsync.networks.blocks import channels_last
 from lipsync.networks.generator import SITES
 from tests.lipsync import upstream
 
@@ -209,6 +210,18 @@ def test_prepared_generator_draws_the_same_faces() -> None:
         half = prepare_for_inference(net, dtype=torch.bfloat16)(audio, faces)
         assert half.dtype == torch.float32
         torch.testing.assert_close(half, net(audio, faces), rtol=0, atol=0.05)
+
+
+def test_kernels_in_channels_last_order_draw_the_same_faces() -> None:
+    net = filled(attention="both")
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    with torch.inference_mode():
+        plain = net(*inputs(2))
+    assert channels_last(net) is net
+    assert net.face_decoder_blocks[1][0].conv_block[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    with torch.inference_mode():
+        torch.testing.assert_close(net(*inputs(2)), plain, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("size", "first_row"), [(96, 1), (96, 40), (96, 95), (64, 31), (32, 5)])
