@@ -1,12 +1,80 @@
-"""python -m dubbing3d train"""
+"""python -m dubbing3d prepare | train | dub"""
+
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
-from common.cli import ConfigFile, Overrides, Overwrite, Resume, make_app, run_cli
+from common.cli import (
+    ConfigFile,
+    Device,
+    EngineName,
+    Fresh,
+    Out,
+    Overrides,
+    Overwrite,
+    Resume,
+    Workers,
+    make_app,
+    pick_device,
+    run_cli,
+)
 from common.config import load
+from common.errors import UserError
 from dubbing3d.config import DubbingConfig
 
-app: typer.Typer = make_app("A face video and speech go in, the video dubbed through a 3D face model comes out.")
+app = make_app("A face video and speech go in, the video dubbed through a 3D face model comes out.")
+
+
+@app.command()
+def prepare(
+    out: Out,
+    source: Annotated[
+        str, typer.Option(help="folder (your own videos), cmlr, lrs2, lrw, voxceleb-video, or none: OUT is a corpus")
+    ] = "folder",
+    input: Annotated[Path | None, typer.Option(help="the raw data; only read")] = None,
+    face_model: Annotated[str, typer.Option(help="builtin, ict, ict:PATH, bfm09 or bfm09:PATH")] = "builtin",
+    photometric: Annotated[bool, typer.Option(help="refine the fits by colours: slower; albedo and light")] = True,
+    refit: Annotated[bool, typer.Option("--refit", help="fit clips again that have coefficients")] = False,
+    filter: Annotated[str | None, typer.Option(help="none, plain, clr or latentsync")] = None,
+    sync: Annotated[str, typer.Option(help="SyncNet weights: auto (where they are here), none or a file")] = "auto",
+    limit: Annotated[int | None, typer.Option(help="at most so many people")] = None,
+    workers: Workers = None,
+    engine: EngineName = "local",
+    fresh: Fresh = False,
+    device: Device = "cpu",
+) -> None:
+    """Cut videos into clips of a talking face and fit the face model to each; the same command goes on after a stop."""
+    from common.data.corpus import Corpus
+    from common.data.talking_prepare import prepare_talking, settings_of
+    from dubbing3d.prepare import fit_corpus
+
+    if source != "none":
+        if input is None:
+            raise UserError(f"--source {source} wants --input, the folder of the raw data")
+        settings = settings_of(source, filter, [])
+        report = prepare_talking(
+            source,
+            input,
+            out,
+            settings,
+            sync=sync,
+            limit=limit,
+            workers=workers,
+            engine=engine,
+            fresh=fresh,
+            device=pick_device(device),
+        )
+        print(report.text())
+    found = fit_corpus(
+        Corpus.open(out),
+        face_model,
+        photometric=photometric,
+        workers=workers,
+        fresh=refit,
+        device=pick_device(device),
+    )
+    print(found.text())
 
 
 @app.command()
@@ -20,6 +88,76 @@ def train(
     from dubbing3d.train import train as train_run  # brings Lightning along, which the other commands do not need
 
     train_run(load(DubbingConfig, experiment, overrides or []), resume=resume, overwrite=overwrite)
+
+
+@app.command()
+def dub(
+    expression: Annotated[Path, typer.Option("--expression", "-e", help="stage 1: a run's last.ckpt")],
+    video: Annotated[Path, typer.Option(help="the video, or a still image")],
+    audio: Annotated[Path, typer.Option(help="the speech: a sound file, or a video with sound")],
+    out: Out,
+    renderer: Annotated[
+        str, typer.Option("--renderer", "-r", help="stage 2: a run's last.ckpt, or warp, which needs no training")
+    ] = "warp",
+    semantic: Annotated[
+        Path | None, typer.Option(help="a lipsync checkpoint, for a stage 1 that looks at drawn mouths")
+    ] = None,
+    face_model: Annotated[
+        str | None, typer.Option(help="builtin, ict, ict:PATH or bfm09:PATH; the expression checkpoint's unless given")
+    ] = None,
+    smooth: Annotated[bool, typer.Option("--smooth", help="smooth the fitted poses in time once more")] = False,
+    debug: Annotated[Path | None, typer.Option(help="a PNG that shows every step of some frames")] = None,
+    face: Annotated[str, typer.Option(help="whose lips: largest, longest or index:K")] = "largest",
+    when_shorter: Annotated[
+        Literal["stop", "keep"], typer.Option(help="speech shorter than the video: stop with it, or keep the rest")
+    ] = "stop",
+    silence: Annotated[
+        Literal["close", "ignore"], typer.Option(help="close the mouth where nobody speaks, or let it follow any sound")
+    ] = "close",
+    rest: Annotated[
+        Literal["clip", "model"], typer.Option(help="silence looks like the person's closed mouth, or the network's")
+    ] = "clip",
+    colours: Annotated[bool, typer.Option(help="fit the pictures' colours too, not only landmarks")] = True,
+    references: Annotated[int, typer.Option(min=1, help="pictures that tell the renderer how the person looks")] = 6,
+    feather: Annotated[float, typer.Option(min=0, max=0.5, help="soft edge of the mask, share of the crop")] = 0.05,
+    crf: Annotated[int, typer.Option(min=0, max=51, help="x264's quality, 0 is lossless")] = 18,
+    batch: Annotated[int, typer.Option(min=0, help="faces drawn together; 0: the renderer's best")] = 0,
+    backend: Annotated[str, typer.Option(help="face detector: dlib or face_alignment")] = "dlib",
+    visible_label: Annotated[bool, typer.Option(help="draw the label into the picture as well")] = False,
+    device: Device = "auto",
+) -> None:
+    """Make the lips of a video follow other speech, through a 3D face model."""
+    from dubbing3d.dub import dub_files
+    from dubbing3d.dubber import DubSettings
+
+    settings = DubSettings(
+        face=face,
+        when_shorter=when_shorter,
+        silence=silence,
+        rest=rest,
+        smooth=smooth,
+        colours=colours,
+        references=references,
+        feather=feather,
+        crf=crf,
+        batch=batch,
+        backend=backend,
+        visible_label=visible_label,
+    )
+    report = dub_files(
+        expression,
+        renderer,
+        video,
+        audio,
+        out,
+        settings,
+        semantic=semantic,
+        face_model=face_model,
+        sheet=debug,
+        device=pick_device(device),
+    )
+    print(report.text())
+    print(f"written: {out}" + (f", {debug}" if debug else ""))
 
 
 if __name__ == "__main__":

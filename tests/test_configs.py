@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from common.config import config_hash, from_dict, load, to_dict
+from common.face3d.morphable import load_face_model
+from dubbing3d import build as dubbing_build
+from dubbing3d.config import DubbingConfig
 from lipsync import build as lipsync_build
 from lipsync.config import LipSyncConfig
 from voice2face.build import build_discriminator, build_face_tower, build_generator, build_voice
@@ -14,6 +17,7 @@ from voice2face.config import Config
 ROOT = Path(__file__).parent.parent
 VOICE2FACE = sorted((ROOT / "experiments" / "voice2face").glob("*.yaml"))
 LIPSYNC = sorted((ROOT / "experiments" / "lipsync").glob("*.yaml"))
+DUBBING3D = sorted((ROOT / "experiments" / "dubbing3d").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", VOICE2FACE, ids=lambda path: path.stem)
@@ -44,7 +48,25 @@ def test_every_lipsync_experiment_loads_and_builds(path: Path) -> None:
     assert official == (path.stem == "table2_wav2lip")
 
 
-@pytest.mark.parametrize("path", VOICE2FACE + LIPSYNC, ids=lambda path: f"{path.parent.name}-{path.stem}")
+@pytest.mark.parametrize("path", DUBBING3D, ids=lambda path: path.stem)
+def test_every_dubbing_experiment_loads_and_builds(path: Path) -> None:
+    cfg = load(DubbingConfig, path)
+    assert cfg.run.package == "dubbing3d"
+    assert cfg.run.name == path.stem
+    assert config_hash(from_dict(DubbingConfig, to_dict(cfg))) == config_hash(cfg)
+    expressions = load_face_model("builtin").sizes[1]
+    with torch.device("meta"):
+        expression, renderer = dubbing_build.build_expression(cfg, expressions), dubbing_build.build_renderer(cfg)
+        critic = dubbing_build.build_critic(cfg)
+    assert expression.expressions == expressions
+    assert renderer.image_size == cfg.renderer.size
+    assert sum(p.numel() for p in critic.parameters()) > 0
+    assert cfg.expression.train == (
+        path.stem in {"quickstart", "smoke"} or "expression" in path.stem or "table3" in path.stem
+    )
+
+
+@pytest.mark.parametrize("path", VOICE2FACE + LIPSYNC + DUBBING3D, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_experiment_states_command_time_and_metric(path: Path) -> None:
     head = path.read_text().split("\n")[:4]
     assert all(line.startswith("# ") for line in head)
@@ -83,3 +105,36 @@ def test_lipsync_rows_are_the_papers_features_and_attention() -> None:
         assert (other["feature.name"], other["generator.attention"]) == (feature, attention)
         changed = {key for key in base if base[key] != other[key]}
         assert changed <= {"run.name", "feature.name", "generator.attention"}
+
+
+def test_dubbing_rows_differ_from_the_reference_only_in_what_they_ablate() -> None:
+    full = ["low", "mid", "high"]
+    expression = {
+        "base": {"expression.semantic": False, "expression.attention": False, "expression.shape": 0.0},
+        "no_semantic": {"expression.semantic": False},
+        "no_attention": {"expression.attention": False},
+        "no_shape": {"expression.shape": 0.0},
+        "full": {},
+    }
+    renderer = {
+        "table4_base": {"renderer.warp": False, "renderer.enhance": False, "renderer.align_steps": 0},
+        "table4_no_enhancement": {"renderer.enhance": False},
+        "table4_no_cwl": {"weights.correspondence": 0.0},
+        "table4_no_msaf": {"renderer.msaf": False},
+        "table4_one_stage": {"renderer.align_steps": 0, "renderer.early_steps": 0},
+        "table4_full": {},
+        "table5_zero": {"renderer.scale": "zero"},
+        "table5_one": {"renderer.scale": "one"},
+        "table5_learnable": {},
+        "table6_high": {"renderer.scales": ["high"]},
+        "table6_low": {"renderer.scales": ["low"]},
+        "table6_all": {},
+    }
+    rows = {f"table3_{name}": ("base_expression", changed) for name, changed in expression.items()}
+    rows |= {name: ("base_renderer", changed) for name, changed in renderer.items()}
+    assert set(rows) == {path.stem for path in DUBBING3D if path.stem.startswith("table")}
+    for row, (base, changed) in rows.items():
+        before, after = (flat(DubbingConfig, f"dubbing3d/{name}.yaml") for name in (base, row))
+        different = {key: value for key, value in after.items() if before[key] != value}
+        assert different == changed | {"run.name": row}
+    assert flat(DubbingConfig, "dubbing3d/base_renderer.yaml")["renderer.scales"] == full

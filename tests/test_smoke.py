@@ -133,3 +133,24 @@ def test_lipsync_trains_both_stages_in_two_sittings(talking_corpus: Corpus, tmp_
     assert "AIGC" in run("common", "label", sample, folder=tmp_path)
     missing = run("lipsync", "train", experiment, "data.root=nowhere", folder=tmp_path, code=2)
     assert missing.strip().splitlines()[-1].startswith("error: no corpus at nowhere")
+
+
+def test_dubbing3d_trains_both_stages_in_two_sittings(talking_corpus: Corpus, tmp_path: Path) -> None:
+    experiment = ROOT / "experiments" / "dubbing3d" / "smoke.yaml"
+    words = ("dubbing3d", "train", experiment, f"data.root={talking_corpus.root}")
+    run(*words, "trainer.steps=1", folder=tmp_path)
+    run(*words, "--resume", folder=tmp_path)
+    runs = tmp_path / "runs" / "dubbing3d"
+    for name, key in (("smoke-expression", "train/loss"), ("smoke", "train/g_loss")):
+        for file in ("config.yaml", "git.txt", "metrics.csv", "last.ckpt", "previous.ckpt"):
+            assert (runs / name / file).is_file()
+        with open(runs / name / "metrics.csv") as file:
+            rows = [row for row in csv.DictReader(file) if row[key]]
+        assert [int(row["step"]) for row in rows] == [1, 2]
+        assert all(np.isfinite(float(row[key])) for row in rows)
+    (sample,) = (runs / "smoke" / "samples").glob("*.png")
+    assert "AIGC" in run("common", "label", sample, folder=tmp_path)
+    wrong = run(*words[:3], "data.root=nowhere", folder=tmp_path, code=2)
+    assert wrong.strip().splitlines()[-1].startswith("error: no corpus at nowhere")
+    foreign = run(*words, "data.face_model=ict:nowhere", "run.name=other", folder=tmp_path, code=2)
+    assert foreign.strip().splitlines()[-1].startswith("error: ")
