@@ -160,3 +160,11 @@ def _landmark_mask(landmarks: Tensor, size: int) -> Tensor:
         crossings ^= above & (grid[:, 0] < at)
     inside = crossings.view(-1, 1, size * fine, size * fine).float()
     return F.avg_pool2d(inside, fine)
+
+
+def feathered(masks: Tensor, reach: int) -> Tensor:
+    """(B,1,S,S): 0 outside of masks, rising to 1 within `2 * reach` px inside of them."""
+    if reach < 1:
+        return masks
+    shrunk = -F.max_pool2d(-masks, 2 * reach + 1, 1, reach)
+    return F.avg_pool2d(shrunk, 2 * reach + 1, 1, reach) * (masks > 0).to(masks)

@@ -18,5 +18,4 @@ class RenderParts:
     colour: Tensor
     """(B,3,S,S) what was drawn rather than moved: C_i of paper 4, or the inside of the mouth."""
     attention: Tensor
-    """(B,1,S,S) in [0,1], eqs 16 and 18 inversely: 1 where the frame or the warp is kept, 0 where the colour is
-    taken."""
+    """(B,1,S,S) in [0,1]: 1 where the colour is taken (eq. 18), 0 where the frame or the warp is kept."""

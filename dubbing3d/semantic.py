@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.dubbing.speech import Speech
 from common.errors import UserError
 from common.video import Clip, read_frames
 from dubbing3d.clips import DubClips
@@ -180,3 +181,61 @@ def _files(paths: list[Path]) -> list[np.ndarray]:
         except (OSError, UnidentifiedImageError) as error:
             raise UserError(f"cannot read {path}: {error}") from error
     return images
+
+
+class StillMouths:
+    """Faces that a lip-sync network draws over one still picture of a person, for a recording that is streamed.
+
+    The picture is its own reference: the speech is another's, so that it cannot tell what the mouth shall do.
+
+    Args:
+        checkpoint: a lipsync run's checkpoint or published weights of a generator.
+        size: side of the images in px.
+        picture: uint8 (H,W,3) RGB that shows the person.
+        landmarks: (68,2) px of the picture.
+        speech: the recording.
+        device: torch device of the network.
+
+    Raises:
+        UserError: a checkpoint of another kind.
+    """
+
+    def __init__(
+        self, checkpoint: Path, size: int, picture: np.ndarray, landmarks: np.ndarray, speech: Speech, *, device: str
+    ) -> None:
+        from lipsync.clips import cut_faces, face_matrices
+        from lipsync.infer import LipSync  # the teacher is optional
+        from lipsync.speech import SpeechWindows
+
+        self.size = size
+        self.teacher, _ = LipSync.load(checkpoint, device, whole=True)
+        matrices = face_matrices(landmarks[None], self.teacher.size)
+        self.face = _rgb(cut_faces(picture[None], matrices, self.teacher.size)).to(device)
+        self._windows = SpeechWindows(speech, self.teacher, quiet=True)
+        self._kept, self._first = torch.zeros(0, 3, size, size), 0
+
+    def __call__(self, start: int, count: int) -> Tensor:
+        """(count,3,S,S) in [-1,1] of frames at 25 fps; no frame may lie before the first of the last request."""
+        kept = self._kept[start - self._first :]
+        drawn = [self._draw(at, min(self.teacher.batch, start + count - at)) for at in self._new(start, count, kept)]
+        self._kept, self._first = torch.cat([kept, *drawn]), start
+        return self._kept[:count]
+
+    def silent(self, count: int) -> Tensor:
+        """(count,3,S,S) in [-1,1] of digital silence."""
+        from lipsync.networks.blocks import WINDOW
+
+        return self._shown(self.teacher.silence.cpu()[None, None, :, None].expand(count, 1, -1, WINDOW))
+
+    def _new(self, start: int, count: int, kept: Tensor) -> range:
+        return range(start + len(kept), start + count, self.teacher.batch)
+
+    def _draw(self, start: int, count: int) -> Tensor:
+        from lipsync.windows import drawing_window
+
+        return self._shown(self._windows.take(drawing_window(np.arange(start, start + count))))
+
+    def _shown(self, windows: Tensor) -> Tensor:
+        faces = self.face.expand(len(windows), -1, -1, -1)
+        drawn = self.teacher.draw(windows.to(self.face.device), faces, faces).cpu()
+        return _as_images(drawn, self.size).float() / 127.5 - 1

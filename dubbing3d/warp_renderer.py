@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from common.face3d.lighting import shade, vertex_normals
 from common.face3d.morphable import FaceModel
 from common.face3d.raster import Fragments, interpolate, rasterise
-from dubbing3d.crop_mask import wide_open
+from dubbing3d.crop_mask import MaskKind, feathered, wide_open
 from dubbing3d.guide import FaceFrames, face_triangles, project
 from dubbing3d.networks.warp import warp
 from dubbing3d.render_parts import RenderParts
@@ -78,9 +78,11 @@ class WarpRenderer:
     """
 
     name = "warp"
+    mask: MaskKind = "model"
 
     def __init__(self, model: FaceModel) -> None:
         self.model, self.device = model, model.mean_shape.device
+        self.batch = 4 if self.device.type == "cpu" else 16
         self._triangles = face_triangles(model)
         inside = torch.zeros(len(model.mean_shape), dtype=torch.bool, device=self.device)
         for name in INSIDE:
@@ -149,13 +151,13 @@ class WarpRenderer:
         seen = _visible(before, was.depth)[..., None]
         spread = interpolate(fragments, torch.cat([displacement, seen], dim=2), self._triangles)
         known = skin * (spread[:, 2:] > 0.5).to(skin)
-        flow = _filled(spread[:, :2], known) * _faded(masks, size)
+        flow = _filled(spread[:, :2], known) * feathered(masks, max(1, round(_FADE * size)))
         moved = warp(crops, flow).clamp(-1, 1)
         gap = self._gap(after, fragments, skin)
         colours = self._inner(after, fragments, old.with_expression(expression), crops, was, masks)
         share = _soft(gap) * (masks > 0.5).to(masks)
         image = torch.lerp(moved, colours, share)
-        return RenderParts(image=image, flow=flow, warp=moved, colour=colours, attention=1 - share)
+        return RenderParts(image=image, flow=flow, warp=moved, colour=colours, attention=share)
 
     def _surface(self, faces: FaceFrames, matrices: Tensor, landmarks: Tensor) -> Surface:
         """The model, pulled onto the landmarks of nose base, lips and chin."""
@@ -273,13 +275,6 @@ def _filled(values: Tensor, known: Tensor) -> Tensor:
         here = total / weight.clamp_min(1e-6)
         filled = torch.lerp(coarse, here, weight.clamp(0, 1))
     return filled
-
-
-def _faded(masks: Tensor, size: int) -> Tensor:
-    """(B,1,S,S): 0 outside of the masks, rising to 1 inside."""
-    reach = max(1, round(_FADE * size))
-    shrunk = -F.max_pool2d(-masks, 2 * reach + 1, 1, reach)
-    return F.avg_pool2d(shrunk, 2 * reach + 1, 1, reach) * (masks > 0).to(masks)
 
 
 def _soft(mask: Tensor) -> Tensor:

@@ -43,6 +43,8 @@ class Scene:
     footage: Footage
     tracking: Tracking
     speech: Speech
+    seconds: float
+    """Length of the output."""
     clock: Stopwatch
     """Of the stages, for the report."""
     bars: Progress
@@ -105,7 +107,7 @@ def dub_stream(
             frames = reader.each("read", footage.read_until(seconds))
             tracking = _track(with_bar(frames, bars, f"faces in {video.name}", footage.frames), footage, backend, clock)
             playback = Playback(footage, tracking.times, seconds)
-            dubber = prepare(Scene(footage, tracking, speech, clock, bars))
+            dubber = prepare(Scene(footage, tracking, speech, seconds, clock, bars))
             pictures = ahead(reader.each("read", playback.pictures()), dubber.batch)
             task = bars.add_task(f"lips of {out.name}", total=playback.total)
             with behind(encoder.around("encode", writer.write), dubber.batch) as write:

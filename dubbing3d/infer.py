@@ -1,0 +1,201 @@
+"""Trained networks in use: expressions out of a recording, faces out of expressions. Plain modules only."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.dubbing.speech import samples
+from common.face3d.morphable import FaceModel
+from dubbing3d.build import LoadedExpression, LoadedRenderer
+from dubbing3d.crop_mask import MaskKind
+from dubbing3d.guide import FaceFrames, draw_guide
+from dubbing3d.networks.renderer import References
+from dubbing3d.render_parts import RenderParts
+from dubbing3d.speech import BEFORE
+
+FPS = 25
+SAMPLES = 640
+"""Of a frame at 25 fps."""
+SPEECH = ("jaw", "mouth", "tongue")
+"""Beginnings of the names of expressions that speech moves; those of lids, brows, cheeks and nose stay the video's."""
+_PART, _AROUND = 100, 25
+"""Frames whose expressions are kept of a pass through the network, and those before and behind that it sees as well."""
+
+
+class FaceRenderer(Protocol):
+    """Draws the faces of one clip: a trained network, or the face model's own displacement (`warp_renderer`)."""
+
+    @property
+    def name(self) -> str:
+        """For the report and the label."""
+        ...
+
+    @property
+    def mask(self) -> MaskKind:
+        """What of a crop it draws."""
+        ...
+
+    @property
+    def batch(self) -> int:
+        """Faces that it draws together at the best speed."""
+        ...
+
+    def crop_size(self, side: float) -> int:
+        """Side in px of the crops that it draws of a part of the frame that is so many px wide."""
+        ...
+
+    def begin(self, crops: Tensor, faces: FaceFrames, matrices: Tensor, masks: Tensor, landmarks: Tensor) -> None:
+        """Learn the clip's look from references; arguments as of `render`, without an expression."""
+        ...
+
+    def render(
+        self, crops: Tensor, old: FaceFrames, expression: Tensor, matrices: Tensor, masks: Tensor, landmarks: Tensor
+    ) -> RenderParts:
+        """Faces with another expression.
+
+        Args:
+            crops: (B,3,S,S) in [-1,1].
+            old: the frames' own coefficients.
+            expression: (B,Ke) that is wanted.
+            matrices: (B,2,3) maps from the clip's px to the crops.
+            masks: (B,1,S,S) crop masks.
+            landmarks: (B,68,2) in px of the crops.
+        """
+        ...
+
+
+class LearnedRenderer:
+    """Stage 2's networks behind the protocol; references are encoded once per clip.
+
+    Args:
+        loaded: the network, on its device.
+        model: the face model of the coefficients that come, on the same device.
+    """
+
+    def __init__(self, loaded: LoadedRenderer, model: FaceModel) -> None:
+        self.network, self.model, self.shape = loaded.network, model, loaded.cfg.renderer
+        self.name, self.mask = "learned", self.shape.mask
+        self.batch = 4 if model.mean_shape.device.type == "cpu" else 16
+        self._references: References | None = None
+        self._previous: Tensor | None = None
+
+    def crop_size(self, side: float) -> int:
+        """The network's own, whatever the frame."""
+        return self.shape.size
+
+    @torch.no_grad()
+    def begin(self, crops: Tensor, faces: FaceFrames, matrices: Tensor, masks: Tensor, landmarks: Tensor) -> None:
+        """See `FaceRenderer`; takes as many of the references as the network was trained with."""
+        count = min(self.shape.references, len(crops))
+        guides = None
+        if self.shape.reference_guide:
+            guides = self._guide(faces, matrices)[None, :count]
+        self._references = self.network.encode_references(crops[None, :count], guides)
+        self._previous = None
+
+    @torch.no_grad()
+    def render(
+        self, crops: Tensor, old: FaceFrames, expression: Tensor, matrices: Tensor, masks: Tensor, landmarks: Tensor
+    ) -> RenderParts:
+        """See `FaceRenderer`."""
+        assert self._references is not None, "begin comes first"
+        guide = self._guide(old.with_expression(expression), matrices)
+        left = crops * (1 - masks)
+        if not self.network.recurrent:
+            return self._parts(guide, left, None)
+        parts = []
+        for index in range(len(crops)):
+            one = slice(index, index + 1)
+            before = crops[one] if self._previous is None else self._previous
+            parts.append(self._parts(guide[one], left[one], before))
+            self._previous = parts[-1].image
+        return RenderParts(
+            *(torch.cat(values) for values in zip(*(vars(part).values() for part in parts), strict=True))
+        )
+
+    def _guide(self, faces: FaceFrames, matrices: Tensor) -> Tensor:
+        image, cover = draw_guide(self.model, faces, matrices, self.shape.size)
+        return torch.cat([image, cover], dim=1) if self.shape.guide_mask else image
+
+    def _parts(self, guide: Tensor, left: Tensor, previous: Tensor | None) -> RenderParts:
+        assert self._references is not None
+        drawn = self.network(guide, self._references, left, previous)
+        flow = left.new_zeros(len(left), 2, *left.shape[2:]) if drawn.flow is None else drawn.flow[:, 0]
+        return RenderParts(drawn.image_i, flow, drawn.warp, drawn.colour_i, drawn.attention_i)
+
+
+def speech_columns(names: tuple[str, ...]) -> list[int]:
+    """Columns of the expressions that are replaced; all where names do not tell, since lids lie outside the mask."""
+    found = [column for column, name in enumerate(names) if name.startswith(SPEECH)]
+    return found or list(range(len(names)))
+
+
+Images = Callable[[int, int], Tensor]
+"""(first frame, count) -> semantic images (count,3,S,S) in [-1,1]; asked for in the order of time."""
+
+
+@torch.inference_mode()
+def predict_expressions(loaded: LoadedExpression, audio: Path, seconds: float, images: Images | None = None) -> Tensor:
+    """Expressions (F,Ke) at 25 fps, on the CPU, of a recording that is streamed.
+
+    The network goes through the speech in parts that overlap, so that memory does not grow with its length but for the
+    result.
+
+    Args:
+        loaded: stage 1.
+        audio: sound file, or a video with sound.
+        seconds: length of the recording.
+        images: for a network with semantic images.
+    """
+    total = max(1, int(np.ceil(seconds * FPS - 1e-6)))
+    sound, device = _Ahead(samples(audio, [])), next(loaded.network.parameters()).device
+    found = []
+    for start in range(0, total, _PART):
+        first, last = max(0, start - _AROUND), min(total, start + _PART + _AROUND)
+        windows = loaded.speech(sound.read, first, last - first)[None].to(device)
+        seen = None if images is None else images(first, last - first)[None].to(device)
+        predicted = loaded.network(windows, seen)[0]
+        found.append(predicted[start - first : start - first + min(_PART, total - start)].cpu())
+    return torch.cat(found)
+
+
+@torch.inference_mode()
+def silent_expression(loaded: LoadedExpression, images: Callable[[int], Tensor] | None = None) -> Tensor:
+    """The expression (Ke,), on the CPU, of a network that hears nothing; `images` gives so many images of that."""
+    device = next(loaded.network.parameters()).device
+    count = 2 * BEFORE + 9
+    windows = loaded.speech(lambda _, samples: torch.zeros(samples), 0, count)[None].to(device)
+    seen = None if images is None else images(count)[None].to(device)
+    return loaded.network(windows, seen)[0, count // 2].cpu()
+
+
+def at_times(expressions: Tensor, times: np.ndarray) -> Tensor:
+    """Expressions (B,Ke) at seconds (B,), between frames (F,Ke) of 25 fps; the last one holds."""
+    place = torch.from_numpy(np.asarray(times) * FPS).clamp(0, len(expressions) - 1)
+    first = place.floor().long()
+    later = (first + 1).clamp_max(len(expressions) - 1)
+    return torch.lerp(expressions[first], expressions[later], (place - first)[:, None].to(expressions))
+
+
+class _Ahead:
+    """Samples asked for by place, each request no earlier than a second before the latest; holds a few seconds."""
+
+    def __init__(self, chunks: Iterator[np.ndarray]) -> None:
+        self._chunks, self._first = chunks, 0
+        self._held = np.zeros(0, np.float32)
+
+    def read(self, start: int, count: int) -> Tensor:
+        """Samples (count,) from `start` on; zeros outside of the recording."""
+        while self._first + self._held.size < start + count and (chunk := next(self._chunks, None)) is not None:
+            self._held = np.concatenate([self._held, chunk])
+            gone = min(max(0, start - self._first - _AROUND * 2 * SAMPLES), self._held.size)
+            self._held, self._first = self._held[gone:], self._first + gone
+        sound = torch.zeros(count)
+        low, high = max(start, self._first), min(start + count, self._first + self._held.size)
+        if high > low:
+            sound[low - start : high - start] = torch.from_numpy(self._held[low - self._first : high - self._first])
+        return sound
