@@ -147,7 +147,8 @@ class WarpRenderer:
         fragments = self._draw(after, size)
         was = self._draw(before, size)
         skin = self._skin(fragments)
-        displacement = self._shrunk(before, 1.0) - after.xy
+        change = self._change(before, after)
+        displacement = torch.lerp(before.xy, self._shrunk(before, 1.0), change[:, None, None]) - after.xy
         seen = _visible(before, was.depth)[..., None]
         spread = interpolate(fragments, torch.cat([displacement, seen], dim=2), self._triangles)
         known = skin * (spread[:, 2:] > 0.5).to(skin)
@@ -155,7 +156,7 @@ class WarpRenderer:
         moved = warp(crops, flow).clamp(-1, 1)
         gap = self._gap(after, fragments, skin)
         colours = self._inner(after, fragments, old.with_expression(expression), crops, was, masks)
-        share = _soft(gap) * (masks > 0.5).to(masks)
+        share = _soft(gap) * (masks > 0.5).to(masks) * change[:, None, None, None]
         image = torch.lerp(moved, colours, share)
         return RenderParts(image=image, flow=flow, warp=moved, colour=colours, attention=share)
 
@@ -178,6 +179,11 @@ class WarpRenderer:
         up = up / up.norm(dim=1, keepdim=True).clamp_min(1e-6) * (_INSET * surface.scale)[:, None]
         apart = self._edge[:, : len(_UPPER_EDGE)].sum(1) - self._edge[:, len(_UPPER_EDGE) :].sum(1)
         return surface.xy + sign * apart[None, :, None] * up[:, None]
+
+    def _change(self, before: Surface, after: Surface) -> Tensor:
+        """(B,) in [0,1]: 0 where the lips stay as they are, so that the picture does, 1 from a visible movement on."""
+        moved = self.model.landmarks(after.xy - before.xy)[:, 48:].norm(dim=2).amax(1)
+        return (moved / (2 * _INSET * before.scale)).clamp(0, 1)
 
     def _draw(self, surface: Surface, size: int) -> Fragments:
         return rasterise(surface.xy, surface.depth, self._triangles, (size, size))
