@@ -150,6 +150,8 @@ class RendererConfig:
                 f"renderer: wants references, apart and batch_size from 1 on, got {self.references}, {self.apart} "
                 f"and {self.batch_size}"
             )
+        if self.size == 64 and self.batch_size == 1:
+            raise ValueError("renderer.batch_size: the flow network's batch norms want 2 frames or more at 64 px")
         if self.align_steps < 0 or self.early_steps < 0 or not all(0 <= value <= 1 for value in self.epsilon):
             raise ValueError("renderer: steps cannot be negative, and epsilon lies in [0,1]")
         if not self.warp and (self.references > 1 or self.reference_guide):

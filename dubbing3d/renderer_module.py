@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
+from common.batch_norm import share_batch_norm
 from common.data.sampling import Draw
 from common.face3d.morphable import FaceModel
 from common.metrics.image import ImageQuality
@@ -49,6 +50,8 @@ class Inputs(NamedTuple):
 class RendererTraining(TrainModule):
     """Eq. 32 in three phases, against a critic; the faces and masks that are shown are drawn in the step.
 
+    With several processes the flow network's batch norms share their statistics.
+
     Args:
         cfg: the run.
         model, mark: the face model of the coefficients.
@@ -79,6 +82,8 @@ class RendererTraining(TrainModule):
         self.quality, self.copied, self.textured = ImageQuality(), ImageQuality(), ImageQuality()
 
     def setup(self, stage: str) -> None:
+        if self.trainer.world_size > 1:
+            share_batch_norm(self.renderer, self.trainer.strategy.root_device)
         for part in self._frozen:
             if isinstance(part, nn.Module):
                 part.to(self.trainer.strategy.root_device)
