@@ -19,10 +19,11 @@ def measured(outcome: Outcome) -> str:
 def trained(cfg: LipSyncConfig) -> str:
     """Steps and batches of both stages, and the judge that all rows share."""
     expert, generator = cfg.expert, cfg.generator
+    critic = "" if cfg.weights.adversarial else ", no discriminator"
     return (
         f"{cfg.trainer.steps} steps of {cfg.data.batch_size} windows of five frames (generator of width "
-        f"{generator.width:g}), after {expert.steps} expert steps of {expert.clips} clips (width {expert.width:g}); "
-        f"one expert, which hears {expert_feature(cfg)}, teaches all rows"
+        f"{generator.width:g}{critic}), after {expert.steps} expert steps of {expert.clips} clips (width "
+        f"{expert.width:g}); one expert, which hears {expert_feature(cfg)}, teaches all rows"
     )
 
 
