@@ -5,7 +5,7 @@ methods into means with intervals; `paired_difference` compares two methods on t
 those of the corpus clip, which is a crop around a head, so that LSE is of the protocol `lrs`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,8 @@ SYNC = ("lse_d", "lse_c", "valid_lse_d", "valid_lse_c", "in_sync")
 """Figures from lips and sound."""
 IMAGE = ("psnr", "ssim", "mouth_psnr", "mouth_ssim")
 """Figures that need the real frames."""
+Likeness = Callable[[Tensor, Tensor, Tensor], Mapping[str, Tensor]]
+"""(made, real, landmarks): frames (B,3,H,W) uint8 and (B,68,2) px of the real ones -> further figures (B,) by name."""
 FEWEST_PEOPLE = 5
 """From so many people on intervals resample people, below that clips: a handful of people says nothing of others."""
 
@@ -89,10 +91,11 @@ class ClipScorer:
 
     Args:
         net: SyncNet in eval mode.
+        likeness: measures more of frames that have real ones.
     """
 
-    def __init__(self, net: SyncNet) -> None:
-        self.net = net
+    def __init__(self, net: SyncNet, likeness: Likeness | None = None) -> None:
+        self.net, self.likeness = net, likeness
         self._lips = LipStream(net)
         self._images: list[dict[str, Tensor]] = []
 
@@ -117,7 +120,9 @@ class ClipScorer:
                 torch.from_numpy(np.stack([part[i] for i in known])).permute(0, 3, 1, 2) for part in (frames, real)
             )
             boxes = mouth_boxes(torch.from_numpy(landmarks[known]), *truth.shape[-2:])
-            self._images.append(image_quality(made, truth, boxes))
+            marks = torch.from_numpy(landmarks[known])
+            more = {} if self.likeness is None else self.likeness(made, truth, marks)
+            self._images.append(image_quality(made, truth, boxes) | dict(more))
 
     def finish(self, clip: HeldOut, wave: Tensor) -> ClipScore:
         """The scores with the sound (n,) at 16 kHz that the frames belong to.
@@ -141,7 +146,7 @@ class ClipScorer:
             "valid_lse_c": sync.valid_confidence,
             "in_sync": float(abs(sync.valid_offset) <= 1),
         }
-        for name in IMAGE if self._images else ():
+        for name in self._images[0] if self._images else ():
             values = torch.cat([part[name] for part in self._images]).double()
             if values.isfinite().any():
                 figures[name] = float(values.nanmean())
@@ -153,8 +158,7 @@ def report(methods: Mapping[str, Sequence[ClipScore]], extractor: str) -> dict[s
 
     All clips count alike, whatever their length.
     """
-    people = {score.person for scores in methods.values() for score in scores}
-    by = "people" if len(people) >= FEWEST_PEOPLE else "clips"
+    by = resampled_by([score for scores in methods.values() for score in scores])
     return {
         "extractor": extractor,
         "protocol": PROTOCOL,
@@ -167,14 +171,24 @@ def report(methods: Mapping[str, Sequence[ClipScore]], extractor: str) -> dict[s
     }
 
 
+def resampled_by(scores: Sequence[ClipScore]) -> str:
+    """What intervals of these clips resample: `people`, or `clips` of too few people."""
+    return "people" if len({score.person for score in scores}) >= FEWEST_PEOPLE else "clips"
+
+
+def groups_of(scores: Sequence[ClipScore], by: str = "") -> np.ndarray:
+    """Names (n,) of what is resampled together, `by` people or clips; see `resampled_by` unless given."""
+    people = (by or resampled_by(scores)) == "people"
+    return np.array([score.person if people else score.clip for score in scores])
+
+
 def _estimates(scores: Sequence[ClipScore], by: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in dict.fromkeys(name for score in scores for name in score.figures):
         known = [score for score in scores if name in score.figures]
         if known:
             values = np.array([score.figures[name] for score in known])
-            groups = np.array([score.person if by == "people" else score.clip for score in known])
-            found[name] = cluster_bootstrap(values, groups).to_dict()
+            found[name] = cluster_bootstrap(values, groups_of(known, by)).to_dict()
     return found
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,12 +17,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.nn import functional as F
 
-from common.clip_scores import ClipScore, ClipScorer, HeldOut
+from common.clip_scores import ClipScore, ClipScorer, HeldOut, Likeness
 from common.data.corpus import SAMPLE_RATE
 from common.errors import UserError
 from common.sync_scoring import VIDEO_SUFFIXES
 from common.syncnet import FPS, SyncNet
 from common.video import read_frames
+
+Item = TypeVar("Item")
 
 _BATCH = 16  # frames that are held and compared at once
 _PREFIX = "clips/"
@@ -40,7 +43,9 @@ class FolderScores:
     """videos whose pictures had another size than the clip's"""
 
 
-def score_folder(net: SyncNet, folder: Path, clips: Sequence[HeldOut]) -> FolderScores:
+def score_folder(
+    net: SyncNet, folder: Path, clips: Sequence[HeldOut], likeness: Likeness | None = None
+) -> FolderScores:
     """Score the videos in `folder` against the clips that they are made of.
 
     Raises:
@@ -59,7 +64,7 @@ def score_folder(net: SyncNet, folder: Path, clips: Sequence[HeldOut]) -> Folder
             failed.append((clip.id, "there is no video of it"))
             continue
         try:
-            score, other_size = _score(net, files[places[clip.id]], clip)
+            score, other_size = _score(ClipScorer(net, likeness), files[places[clip.id]], clip)
         except UserError as error:
             failed.append((clip.id, str(error)))
             continue
@@ -86,9 +91,9 @@ def video_files(folder: Path) -> list[Path]:
     )
 
 
-def _score(net: SyncNet, path: Path, clip: HeldOut) -> tuple[ClipScore, bool]:
+def _score(scorer: ClipScorer, path: Path, clip: HeldOut) -> tuple[ClipScore, bool]:
     """The score, and whether the pictures had to be resized."""
-    scorer, count, other_size = ClipScorer(net), 0, False
+    count, other_size = 0, False
     frames = (frame.image for frame in read_frames(path, fps=FPS))
     while count < clip.frames and (batch := list(islice(frames, min(_BATCH, clip.frames - count)))):
         real = list(clip.clip.frames(count, len(batch)))
@@ -114,7 +119,7 @@ def _fitted(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return resized[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy()
 
 
-def with_bar(clips: Sequence[HeldOut], label: str) -> Iterator[HeldOut]:
+def with_bar(clips: Sequence[Item], label: str) -> Iterator[Item]:
     """The clips under a progress bar, which is shown on terminals only."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

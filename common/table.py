@@ -284,6 +284,24 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
+def read_given(words: Sequence[str], package: str) -> dict[str, dict[str, Any]]:
+    """Figures of other methods from words `NAME=FILE`, files as `evaluate --videos ... --out FILE` writes them.
+
+    Raises:
+        UserError: another form, a file that is missing or holds no such figures.
+    """
+    found = {}
+    for word in words:
+        name, equals, path = word.partition("=")
+        if not equals or not name or not path:
+            raise UserError(f"--method wants NAME=FILE, such as Diff2Lip=diff2lip.json, not {word!r}")
+        values = read_json(Path(path))
+        if not isinstance(values.get("methods"), dict):
+            raise UserError(f"{path} holds no figures of `python -m {package} evaluate --videos`")
+        found[name] = values
+    return found
+
+
 def _check_given(table: Table[C], given: Mapping[str, Any]) -> None:
     free = [row.name for row in table.rows if not row.experiment]
     if unknown := [name for name in given if name not in free]:

@@ -102,7 +102,9 @@ def evaluate(
     device: Device = "auto",
 ) -> None:
     """Measure sync and likeness on held-out clips: of a generator, or of the videos of any other method."""
-    from lipsync.report import EvaluationSettings, evaluate_checkpoint, evaluate_videos
+    from common.score_report import EvaluationSettings, evaluate_videos
+    from lipsync.evaluation import SHORTEST
+    from lipsync.report import SHOWN, evaluate_checkpoint
 
     settings = EvaluationSettings(weights, split, limit)
     if (checkpoint is None) == (videos is None):
@@ -110,7 +112,7 @@ def evaluate(
     if checkpoint is not None:
         print(evaluate_checkpoint(checkpoint, corpus, out, pick_device(device), settings, save))
     elif videos is not None:
-        print(evaluate_videos(videos, corpus, out, pick_device(device), settings, protocol))
+        print(evaluate_videos(videos, corpus, out, pick_device(device), settings, protocol, SHOWN, shortest=SHORTEST))
 
 
 @app.command()
@@ -129,12 +131,12 @@ def table(
     ] = None,
 ) -> None:
     """Train or reuse every row of the paper's tables and write the table."""
-    from common.table import parse_seeds
-    from lipsync.table import TABLE, make_table, read_given
+    from common.table import parse_seeds, read_given
+    from lipsync.table import TABLE, make_table
 
     path = make_table(
         TABLE.budget(budget), corpus=corpus, out=out, seeds=parse_seeds(seeds), runs=runs, jobs=jobs, weights=weights,
-        given=read_given(method or []),
+        given=read_given(method or [], "lipsync"),
     )  # fmt: skip
     print(path.read_text(encoding="utf-8"))
     print(f"written: {path}, {path.with_suffix('.csv')}")

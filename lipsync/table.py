@@ -11,9 +11,9 @@ from common.cli import pick_device
 from common.clip_scores import paired_difference
 from common.config import config_hash, from_dict, to_dict
 from common.data.corpus import Corpus
-from common.errors import UserError
 from common.metrics.estimate import Estimate
-from common.table import FirstStage, Table, read_json, read_metrics
+from common.score_report import EvaluationSettings, load_judge, stamp
+from common.table import FirstStage, Table, read_metrics
 from common.table import make_table as make_any_table
 from common.table_figures import CurveFigure, write_curves, write_strips
 from common.table_rows import Budget, Metric, Row
@@ -21,7 +21,7 @@ from lipsync.build import EXPERT_KIND, KIND, expert_feature
 from lipsync.config import LipSyncConfig
 from lipsync.data import open_corpus
 from lipsync.evaluation import COLUMNS
-from lipsync.report import FRAMES, EvaluationSettings, load_judge, stamp, write_report
+from lipsync.report import FRAMES, write_report
 from lipsync.table_rows import BUDGETS, CLAIMS, METRICS, ROWS, TABLE2
 from lipsync.table_text import WORDS
 from lipsync.train import EXPERT_SUFFIX, train, train_expert
@@ -79,24 +79,6 @@ def measure(cfg: LipSyncConfig, folder: Path, *, weights: str = "auto") -> dict[
     if not known or not (folder / FRAMES).is_file():
         write_report(checkpoint, corpus, folder, device, settings)
     return read_metrics(folder)
-
-
-def read_given(words: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Figures of other methods from words `NAME=FILE`, files as `evaluate --videos ... --out FILE` writes them.
-
-    Raises:
-        UserError: another form, a file that is missing or holds no such figures.
-    """
-    found = {}
-    for word in words:
-        name, equals, path = word.partition("=")
-        if not equals or not name or not path:
-            raise UserError(f"--method wants NAME=FILE, such as Diff2Lip=diff2lip.json, not {word!r}")
-        values = read_json(Path(path))
-        if not isinstance(values.get("methods"), dict):
-            raise UserError(f"{path} holds no figures of `python -m lipsync evaluate --videos`")
-        found[name] = values
-    return found
 
 
 def _prepare_judge(weights: str, corpus: Corpus) -> None:
