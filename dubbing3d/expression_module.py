@@ -28,7 +28,9 @@ SPOKEN = ("jaw", "mouth", "tongue")
 class ExpressionTraining(TrainModule):
     """Eq. 13: L1 of coefficients (eq. 11) and of the landmarks that they give (eq. 12).
 
-    With several processes the batch norms share their statistics.
+    Validation logs AED over all coefficients, as the metric is defined (`val/aed`), although speech cannot know of
+    blinks; `val/aed_mouth` is that of jaw and mouth alone. `val/*_share` are over the mean expression's. With several
+    processes the batch norms share their statistics.
 
     Args:
         cfg: the run; `expression` holds this stage.
