@@ -152,7 +152,7 @@ def predict_expressions(loaded: LoadedExpression, audio: Path, seconds: float, i
         images: for a network with semantic images.
     """
     total = max(1, int(np.ceil(seconds * FPS - 1e-6)))
-    sound, device = _Ahead(samples(audio, [])), next(loaded.network.parameters()).device
+    sound, device = SampleWindow(samples(audio, [])), next(loaded.network.parameters()).device
     found = []
     for start in range(0, total, _PART):
         first, last = max(0, start - _AROUND), min(total, start + _PART + _AROUND)
@@ -181,7 +181,7 @@ def at_times(expressions: Tensor, times: np.ndarray) -> Tensor:
     return torch.lerp(expressions[first], expressions[later], (place - first)[:, None].to(expressions))
 
 
-class _Ahead:
+class SampleWindow:
     """Samples asked for by place, each request no earlier than a second before the latest; holds a few seconds."""
 
     def __init__(self, chunks: Iterator[np.ndarray]) -> None:
