@@ -1,4 +1,4 @@
-"""python -m dubbing3d prepare | train | dub"""
+"""python -m dubbing3d prepare | train | evaluate | table | dub"""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -88,6 +88,47 @@ def train(
     from dubbing3d.train import train as train_run  # brings Lightning along, which the other commands do not need
 
     train_run(load(DubbingConfig, experiment, overrides or []), resume=resume, overwrite=overwrite)
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", "-c", help="a run's last.ckpt, of either stage")
+    ] = None,
+    videos: Annotated[
+        Path | None,
+        typer.Option(help="instead of --checkpoint: another method's videos, named after the clips"),
+    ] = None,
+    corpus: Annotated[str, typer.Option("--corpus", "--truth", help="the checkpoint's own unless given")] = "",
+    split: Annotated[str, typer.Option(help="test, val or train")] = "test",
+    limit: Annotated[int, typer.Option(min=0, help="clips at most, spread evenly; 0: all")] = 0,
+    frames: Annotated[int, typer.Option(min=0, help="consecutive frames of each clip at most; 0: the run's own")] = 0,
+    weights: Annotated[
+        str, typer.Option(help="SyncNet: official, own (trained on the corpus at need), a file, auto, or none")
+    ] = "auto",
+    protocol: Annotated[str, typer.Option(help="of --videos without --truth: lrs, real or latentsync")] = "lrs",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="folder, the run's; for --videos a file, their scores.json"),
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Measure a stage on held-out clips, or the videos of any other method by the same figures."""
+    from common.score_report import evaluate_videos
+    from dubbing3d.likeness import Likeness
+    from dubbing3d.report import VIDEOS_SHOWN, DubbingSettings, evaluate_checkpoint
+
+    settings, place = DubbingSettings(weights, split, limit, frames), pick_device(device)
+    if (checkpoint is None) == (videos is None):
+        raise UserError("evaluate wants either --checkpoint FILE or --videos FOLDER")
+    if checkpoint is not None:
+        print(evaluate_checkpoint(checkpoint, corpus, out, place, settings))
+    elif videos is not None:
+        print(
+            evaluate_videos(
+                videos, corpus, out, place, settings, protocol, VIDEOS_SHOWN, likeness=lambda: Likeness(place)
+            )
+        )
 
 
 @app.command()

@@ -245,6 +245,8 @@ class EvaluationConfig:
     """fixed frames of each clip of the val split that a renderer's validation draws"""
     batch_size: int = 4
     """frames a validation step, over all devices"""
+    frames: int = 0
+    """consecutive frames of each clip that `evaluate` measures at most; 0: all"""
 
 
 @dataclass
