@@ -12,9 +12,9 @@ from common.faces.tracks import crop_matrices
 FPS = 25
 _HEAD_SIDE = 2.3
 """Side of `crop_matrices`' "head" in units of brow to mid-chin; its middle lies at 0.42 of them below the brows."""
-_SIDE, _DOWN = 2.05, 0.12
-"""Side of this crop, and how far its middle lies below the head's: from the hairline (-0.48) to 1.56; the chin
-of a wide open jaw ends at 1.5, and turned faces still fit."""
+_SIDE, _DOWN = 2.15, 0.16
+"""Side of this crop, and how far its middle lies below the head's: from the hairline (-0.50) to 1.66, so that the crop
+mask, which ends below the chin of a wide open jaw (1.5), lies inside for turned and raised heads too."""
 
 
 def render_matrices(
