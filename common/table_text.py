@@ -57,6 +57,8 @@ class Words:
     """what the figures of a run were measured on and by"""
     budget: Callable[[Any], str]
     """what a run of this configuration is trained with"""
+    remarks: tuple[str, ...] = ()
+    """what a reader of the printed figures has to know"""
 
     @property
     def whose(self) -> str:
@@ -86,7 +88,7 @@ def markdown(
     """The tables as Markdown; rows without outcome are named as such. `notes` are sentences about figures."""
     figures = {_id(row): row_figures(row, metrics, head.seeds, outcomes, given) for row in rows}
     failures = {_id(row): row_failure(row, head.seeds, outcomes, given) for row in rows}
-    parts = [f"# {words.title}", "", *_head(words, head, outcomes), ""]
+    parts = [f"# {words.title}", "", *_head(words, head, outcomes, rows), ""]
     for table in dict.fromkeys(row.table for row in rows):
         own = [row for row in rows if row.table == table]
         parts += [f"## {table}", "", *_table(own, metrics, figures, failures), ""]
@@ -237,26 +239,33 @@ def _id(row: Row) -> str:
     return f"{row.table}/{row.name}"
 
 
-def _head(words: Words, head: Head, outcomes: Outcomes) -> list[str]:
+def _head(words: Words, head: Head, outcomes: Outcomes, rows: Sequence[Row]) -> list[str]:
     over = "Student's t over the seeds" if len(head.seeds) > 1 else f"of one training each, {words.interval}"
     lines = [
         f"- corpus: {head.corpus} ({'synthetic people' if head.synthetic else 'real people'})",
-        *_measured(words, outcomes),
+        *_measured(words, outcomes, rows),
         f"- budget: {head.budget}; {_budget(words, outcomes)}",
         f"- seeds: {', '.join(map(str, head.seeds))}; intervals are 95 %, {over}",
         f"- hardware: {head.hardware}",
         f"- {head.date}, commit {head.commit}",
         "",
         _reservation(words, head),
+        *([""] if words.remarks else []),
+        *(f"- {remark}" for remark in words.remarks),
     ]
     return [line.rstrip() for line in lines]
 
 
-def _measured(words: Words, outcomes: Outcomes) -> list[str]:
-    """What was measured on and by, and a warning where rows were not measured on the same items."""
-    kinds = dict.fromkeys(words.measured(outcome) for outcome in outcomes.values() if outcome.metrics)
-    warning = ["- **warning: rows that were measured on different images do not compare**"] if len(kinds) > 1 else []
-    return [*(f"- measured on: {kind}" for kind in kinds), *warning]
+def _measured(words: Words, outcomes: Outcomes, rows: Sequence[Row]) -> list[str]:
+    """What was measured on and by, and a warning where rows of one table were not measured on the same items."""
+    kinds: dict[str, set[str]] = {}
+    for (experiment, _), outcome in outcomes.items():
+        for table in {row.table for row in rows if row.experiment == experiment and outcome.metrics}:
+            kinds.setdefault(table, set()).add(words.measured(outcome))
+    apart = any(len(found) > 1 for found in kinds.values())
+    warning = ["- **warning: rows that were measured on different images do not compare**"] if apart else []
+    said = dict.fromkeys(words.measured(outcome) for outcome in outcomes.values() if outcome.metrics)
+    return [*(f"- measured on: {kind}" for kind in said), *warning]
 
 
 def _budget(words: Words, outcomes: Outcomes) -> str:

@@ -132,6 +132,36 @@ def evaluate(
 
 
 @app.command()
+def table(
+    budget: Annotated[str, typer.Option(help="tiny (under an hour on 2 cores) or full (the paper's)")] = "tiny",
+    corpus: Annotated[str, typer.Option(help="corpus folder; the embedded corpus unless given")] = "",
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder of the table and figures")] = Path("tables"),
+    seeds: Annotated[str, typer.Option(help="seeds of the trainings, such as '0 1 2'")] = "0",
+    runs: Annotated[Path | None, typer.Option(help="folder of the runs; runs/dubbing3d/table-BUDGET")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="runs at a time; 2 for tiny, 1 for full")] = None,
+    weights: Annotated[
+        str, typer.Option(help="SyncNet: official, own (trained on the corpus at need), a file, or auto")
+    ] = "auto",
+    semantic: Annotated[
+        str, typer.Option(help="a lipsync checkpoint for table 3's semantic images; one is trained unless given")
+    ] = "",
+    method: Annotated[
+        list[str] | None, typer.Option(help="NAME=FILE: a row of table 1, from `evaluate --videos`; repeats")
+    ] = None,
+) -> None:
+    """Train or reuse every row of the paper's tables and write them."""
+    from common.table import parse_seeds, read_given
+    from dubbing3d.table import TABLE, make_table
+
+    path = make_table(
+        TABLE.budget(budget), corpus=corpus, out=out, seeds=parse_seeds(seeds), runs=runs, jobs=jobs, weights=weights,
+        semantic=semantic, given=read_given(method or [], "dubbing3d"),
+    )  # fmt: skip
+    print(path.read_text(encoding="utf-8"))
+    print(f"written: {path}, {path.with_suffix('.csv')}")
+
+
+@app.command()
 def dub(
     expression: Annotated[Path, typer.Option("--expression", "-e", help="stage 1: a run's last.ckpt")],
     video: Annotated[Path, typer.Option(help="the video, or a still image")],

@@ -15,7 +15,7 @@ from dubbing3d.clips import DubClips, corpus_model
 from dubbing3d.config import DubbingConfig
 from dubbing3d.data import ExpressionData, open_corpus
 from dubbing3d.expression_module import ExpressionTraining
-from dubbing3d.judges import load_judges
+from dubbing3d.judges import Judges, load_judges
 from dubbing3d.renderer_data import RendererData
 from dubbing3d.renderer_module import RendererTraining, as_signed
 from dubbing3d.speech import SpeechWindows
@@ -54,16 +54,26 @@ def train_renderer(cfg: DubbingConfig, corpus: Corpus, *, resume: bool = False, 
     """Stage 2 alone; returns its run folder. Own judges are trained first, once for a corpus and a size."""
     model, mark = corpus_model(corpus, cfg.data)
     data = RendererData(corpus, cfg, mark)
+    judges = _judges(cfg, data)
+    module = RendererTraining(cfg, model, mark, judges.features, judges.flow)
+    return fit(module, data, cfg, resume=resume, overwrite=overwrite)
+
+
+def prepare_judges(cfg: DubbingConfig, corpus: Corpus) -> Judges:
+    """Train stage 2's own judges where they are not there yet, for runs that go at the same time afterwards."""
+    _, mark = corpus_model(corpus, cfg.data)
+    return _judges(cfg, RendererData(corpus, cfg, mark))
+
+
+def _judges(cfg: DubbingConfig, data: RendererData) -> Judges:
     given = cfg.judges
-    judges = load_judges(
+    return load_judges(
         partial(judge_frames, data.clips),
         cfg.run.out / cfg.run.package / "judges",
         vgg=Path(given.vgg) if given.vgg else None,
         raft=Path(given.raft) if given.raft else None,
         steps=given.steps,
     )
-    module = RendererTraining(cfg, model, mark, judges.features, judges.flow)
-    return fit(module, data, cfg, resume=resume, overwrite=overwrite)
 
 
 def judge_frames(clips: DubClips, most: int = 512) -> Tensor:

@@ -1,0 +1,64 @@
+"""The lip-sync network that draws semantic images for table 3's rows: trained once, on the table's own corpus."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.config import config_hash, to_dict
+from common.table import FirstStage
+from dubbing3d.config import DubbingConfig
+from dubbing3d.data import open_corpus
+
+_STEPS = {"tiny": ("trainer.steps=200",)}
+
+
+@dataclass(frozen=True)
+class Teacher(FirstStage[DubbingConfig]):
+    """A Wav2Lip of `lipsync`, by the recipe of that package's own table at the same budget."""
+
+    budget: str = "tiny"
+
+    def config(self, cfg: DubbingConfig) -> Any:
+        """The `LipSyncConfig` of its training, with the row's corpus, seed and folder."""
+        from common.table import configure
+        from lipsync.config import LipSyncConfig  # the teacher is optional
+        from lipsync.table import EXPERIMENTS, TABLE
+
+        words = [*_STEPS.get(self.budget, ()), f"run.name={cfg.run.name}{self.suffix}", f"run.out={cfg.run.out}"]
+        words += [f"run.seed={cfg.run.seed}", f"data.root={open_corpus(cfg.data).root}"]
+        return configure(LipSyncConfig, TABLE.budget(self.budget), EXPERIMENTS / "table2_wav2lip.yaml", words)
+
+    def steps(self, cfg: DubbingConfig) -> int:
+        """0 where the row sees no semantic images, or was given what draws them."""
+        needed = cfg.expression.train and cfg.expression.semantic
+        if not needed or cfg.semantic.checkpoint or cfg.semantic.folder:
+            return 0
+        return int(self.config(cfg).trainer.steps)
+
+    def folder(self, cfg: DubbingConfig) -> Path:
+        """Its run folder, among those of `lipsync`."""
+        return cfg.run.out / "lipsync" / f"{cfg.run.name}{self.suffix}"
+
+
+def teacher(budget: str) -> Teacher:
+    """The stage for a budget's name."""
+    from lipsync.build import KIND
+
+    return Teacher("lip-sync teacher", "semantic", KIND, "-teacher", _key, _Training(budget), budget)
+
+
+@dataclass(frozen=True)
+class _Training:
+    """Trains the teacher that a row asks for; small enough to be sent to other processes."""
+
+    budget: str
+
+    def __call__(self, cfg: DubbingConfig) -> Path:
+        from lipsync.train import train
+
+        return train(teacher(self.budget).config(cfg), resume=True)
+
+
+def _key(cfg: DubbingConfig) -> str:
+    """Equal for rows whose teacher is the same training."""
+    return config_hash({"data": to_dict(cfg)["data"], "seed": cfg.run.seed})
