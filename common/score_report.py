@@ -114,6 +114,8 @@ def score_videos(
         UserError: as `common.score_videos.score_folder`.
     """
     clips = held_out_clips(corpus, settings.split, shortest=shortest, limit=settings.limit)
+    if not folder.is_dir():  # before minutes go into a SyncNet
+        raise UserError(f"no folder of videos at {folder}")
     net = load_judge(settings.weights, corpus.root, device)
     found = score_folder(net, folder, clips, likeness)
     metrics = report({METHOD: found.scores}, net.name) | {
