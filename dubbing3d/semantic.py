@@ -1,7 +1,8 @@
 """Semantic images for stage 1 (eq. 3): faces that a lip-sync network draws for the same speech, or a folder of such.
 
-The only file that knows `lipsync`. A reference lies in another time of the clip than its target: a network that was
-shown the target's own mouth would hand it on, and stage 1 would learn to read lips instead of listening.
+Beside `teacher` the only file that knows `lipsync`. A reference lies in another time of the clip than its target: a
+network that was shown the target's own mouth would hand it on, and stage 1 would learn to read lips instead of
+listening.
 """
 
 from functools import partial
