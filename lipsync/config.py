@@ -24,7 +24,7 @@ class VaryConfig:
     zoom: float = 0.0
     """most by which the expert's faces are enlarged or reduced, as a fraction"""
     light: float = 0.0
-    """most by which pictures get flatter or harsher, and each colour brighter or darker, as a fraction"""
+    """most by which the expert's faces get flatter or harsher, and each colour brighter or darker, as a fraction"""
     gain: float = 0.0
     """most by which speech gets louder or softer, in dB"""
     timbre: float = 0.0

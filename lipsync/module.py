@@ -21,7 +21,7 @@ from lipsync.expert_module import as_float
 from lipsync.networks import FrozenExpert, SyncExpert
 from lipsync.networks.blocks import channels_last
 from lipsync.networks.expert import FRAMES
-from lipsync.vary import CURVES, vary_light, vary_voice
+from lipsync.vary import CURVES, vary_voice
 
 
 class LipSyncTraining(TrainModule):
@@ -121,16 +121,14 @@ class LipSyncTraining(TrainModule):
         )
 
     def varied(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The batch with faces as float in [0,1], and light and voices varied as `data.vary` says."""
+        """The batch with faces as float in [0,1], and voices varied as `data.vary` says."""
         cfg, count = self.cfg.data.vary, len(batch["target"])
-        uniform = self.random.uniform(self.step, "vary", (count, 5))
+        uniform = self.random.uniform(self.step, "vary", (count,))
         curve = self.random.normal(self.step, "timbre", (count, CURVES))
-        faces = as_float(torch.cat([batch["target"], batch["reference"]], dim=2))
-        target, reference = vary_light(faces, uniform[:, :4], cfg).split(FRAMES, dim=2)
-        voice = (uniform[:, 4], curve, cfg)
+        voice = (uniform, curve, cfg)
         return batch | {
-            "target": target,
-            "reference": reference,
+            "target": as_float(batch["target"]),
+            "reference": as_float(batch["reference"]),
             "audio": vary_voice(batch["audio"], *voice, self.speech),
             "sync_audio": vary_voice(batch["sync_audio"][:, None], *voice, self.judge_speech)[:, 0],
         }
