@@ -77,7 +77,8 @@ class LearnedRenderer:
     """
 
     def __init__(self, loaded: LoadedRenderer, model: FaceModel) -> None:
-        self.network, self.model, self.shape = loaded.network, model, loaded.cfg.renderer
+        self.model, self.shape = model, loaded.cfg.renderer
+        self.network = loaded.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.name, self.mask = "learned", self.shape.mask
         self.batch = 4 if model.mean_shape.device.type == "cpu" else 16
         self._references: References | None = None

@@ -2,8 +2,8 @@
 
 The displacement of the model's surface, drawn where the new face is, says for each pixel of the lower face where the
 old frame shows the same piece of skin. It is carried on smoothly beyond the jaw and fades out at the crop mask, so that
-neither skin nor background tears. What opens between the lips is taken from an open mouth of the same clip, through the
-model's own teeth and cavity, or where there is none from the model itself, in the clip's colours.
+neither skin nor background tears. What opens between the lips is taken from the widest open mouth among the references,
+anchored at both lips, or where there is none from the model's own teeth and cavity, in the clip's colours.
 """
 
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ landmarks are wrong."""
 _PARTED = 0.25
 """dm by which the lips are apart while distances along the face are measured, so that they do not pull each other."""
 _FARTHEST = 0.06
-"""Longest way, as a share of the crop, that the model is moved to meet the landmarks."""
+"""Longest way, as a share of the face, that the model is moved to meet the landmarks."""
 _BEHIND = 0.03
 """dm by which a point must lie behind the nearest surface to count as hidden."""
 _FADE = 0.03
@@ -64,8 +64,6 @@ class _Open:
 
     crop: Tensor
     surface: Surface
-    visible: Tensor
-    """(1,V) share by which each vertex is seen."""
     skin: Tensor
     """(1,3) mean colour of the lower face."""
 
@@ -121,9 +119,8 @@ class WarpRenderer:
         if float(gap[best]) > _OPEN:
             one = slice(best, best + 1)
             chosen = Surface(*(part[one] for part in surface))
-            visible = _visible(chosen, fragments.depth[one])
             inner = chosen._replace(xy=self._shrunk(chosen, -1.0))
-            self._open = _Open(crops[one], inner, visible, _mean((crops[one] + 1) / 2, skin[one]))
+            self._open = _Open(crops[one], inner, _mean((crops[one] + 1) / 2, skin[one]))
 
     @torch.no_grad()
     def render(
@@ -158,7 +155,8 @@ class WarpRenderer:
         colours = self._inner(after, fragments, old.with_expression(expression), crops, was, masks)
         share = _soft(gap) * (masks > 0.5).to(masks) * change[:, None, None, None]
         image = torch.lerp(moved, colours, share)
-        return RenderParts(image=image, flow=flow, warp=moved, colour=colours, attention=share)
+        taken = torch.where(share > 0, colours, -1.0)
+        return RenderParts(image=image, flow=flow, warp=moved, colour=taken, attention=share)
 
     def _surface(self, faces: FaceFrames, matrices: Tensor, landmarks: Tensor) -> Surface:
         """The model, pulled onto the landmarks of nose base, lips and chin."""
@@ -167,7 +165,7 @@ class WarpRenderer:
         scale = _spread(ours) / _spread(self.model.landmarks(posed)[..., :2])
         away = landmarks.to(xy)[:, list(_PULLING)] - ours[:, list(_PULLING)]
         away[:, -len(_CHIN) :, 0] = 0  # along the chin's line landmarks slide
-        limit = _FARTHEST * float(matrices_size(matrices, ours))
+        limit = _FARTHEST * float((ours.amax(1) - ours.amin(1)).amax())
         away = torch.nan_to_num(away)
         away = away * (limit / away.norm(dim=2, keepdim=True).clamp_min(1e-6)).clamp(max=1)
         return Surface(xy + torch.einsum("vk,bkc->bvc", self._pull, away), depth, posed, scale)
@@ -214,28 +212,81 @@ class WarpRenderer:
         skin = self._skin(was) * masks
         tone = _mean((crops + 1) / 2, skin)
         drawn = interpolate(fragments, self._colours(faces, after), self._triangles) * self._gain[..., None, None]
-        covered = fragments.mask[:, None]
-        own = torch.where(covered, drawn, _DARK * tone[..., None, None]).clamp(0, 1) * 2 - 1
+        own = torch.where(fragments.mask[:, None], drawn, _DARK * tone[..., None, None]).clamp(0, 1) * 2 - 1
         if self._open is None:
             return own
         there = self._open
-        batch = len(crops)
-        way = torch.cat([there.surface.xy - after.xy, there.visible[..., None].expand(batch, -1, -1)], dim=2)
-        spread = interpolate(fragments, way, self._triangles)
-        inner = (fragments.mask & self._inside[fragments.face_id.clamp_min(0)])[:, None].to(skin)
-        if not bool(self._inside.any()):
-            inner = covered.to(skin)
-        known = inner * (spread[:, 2:] > 0.5).to(skin)
-        texture = warp(there.crop.expand(batch, -1, -1, -1), _filled(spread[:, :2], known))
+        lips, known = (self.model.landmarks(xy)[:, 60:68] for xy in (after.xy, there.surface.xy))
+        known = known.expand(len(crops), -1, -1)
+        flow, wide = _between(lips, known, there.surface.scale / after.scale, crops.shape[-1])
+        texture = warp(there.crop.expand(len(crops), -1, -1, -1), flow)
         gain = (tone / there.skin.clamp_min(1e-3)).clamp(0.7, 1.4)[..., None, None]
         texture = ((texture + 1) / 2 * gain).clamp(0, 1) * 2 - 1
-        sure = known if bool(self._inside.any()) else torch.ones_like(known)
-        return torch.lerp(own, texture, _soft(sure))
+        return torch.lerp(own, texture, wide[:, None, None, None])
 
 
-def matrices_size(matrices: Tensor, landmarks: Tensor) -> Tensor:
-    """Side in px of a square that holds the faces, from their landmarks (B,68,2)."""
-    return (landmarks.amax(1) - landmarks.amin(1)).amax()
+def _between(lips: Tensor, known: Tensor, zoom: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """From the opening between some lips to that between others.
+
+    Along the mouth places correspond by their share of its width. Across it what lies at the upper lip stays at the
+    upper lip, in its own size, and what lies at the lower lip there: teeth are not squeezed where the mouth is less
+    open, the middle is left out. Where it is more open, the whole is stretched.
+
+    Args:
+        lips, known: (B,8,2) px, landmarks 60..67 of the mouth that is drawn and of the one that is looked into.
+        zoom: (B,) px of the latter's picture per px of the former's.
+        size: side of the crops.
+
+    Returns:
+        The flow (B,2,size,size), and by how much (B,) in [0,1] the known opening is wide enough.
+    """
+    origin, right, down, width = _mouth_axes(lips)
+    from_origin, from_right, from_down, from_width = _mouth_axes(known)
+    centres = torch.arange(size, device=lips.device, dtype=lips.dtype) + 0.5
+    grid = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), dim=-1).flatten(0, 1)
+    away = grid[None] - origin[:, None]
+    share = ((away @ right[..., None])[..., 0] / width[:, None]).clamp(-0.2, 1.2)
+    upper, lower = _lip_lines(lips, origin, right, down, width, share)
+    from_upper, from_lower = _lip_lines(known, from_origin, from_right, from_down, from_width, share)
+    place = (away @ down[..., None])[..., 0] - upper
+    least = 0.01 * width[:, None]
+    height = (lower - upper).clamp_min(least)
+    there = ((from_lower - from_upper) / zoom[:, None]).clamp_min(least)
+    inner = (place / height).clamp(0, 1)
+    step = ((inner - 0.3) / 0.4).clamp(0, 1)
+    cut = place + (there - height) * step * step * (3 - 2 * step)
+    across = torch.where(there >= height, cut, place * there / height) * zoom[:, None] + from_upper
+    target = from_origin[:, None] + (share * from_width[:, None])[..., None] * from_right[:, None]
+    flow = target + across[..., None] * from_down[:, None] - grid
+    wide = ((there.amax(1) / height.amax(1) - 0.3) / 0.3).clamp(0, 1)
+    return flow.transpose(1, 2).unflatten(2, (size, size)), wide
+
+
+def _mouth_axes(lips: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Left corner (B,2), unit vectors (B,2) along and down across the mouth, width (B,) of lips (B,8,2)."""
+    along = lips[:, 4] - lips[:, 0]
+    width = along.norm(dim=1).clamp_min(1e-3)
+    right = along / width[:, None]
+    return lips[:, 0], right, torch.stack([-right[:, 1], right[:, 0]], dim=1), width
+
+
+def _lip_lines(
+    lips: Tensor, origin: Tensor, right: Tensor, down: Tensor, width: Tensor, share: Tensor
+) -> tuple[Tensor, Tensor]:
+    """How far down (B,P) in px the upper and the lower lip's edges lie at shares (B,P) of the mouth's width."""
+    away = lips - origin[:, None]
+    x = (away @ right[..., None])[..., 0] / width[:, None]
+    y = (away @ down[..., None])[..., 0]
+    lines = []
+    for marks in ([0, 1, 2, 3, 4], [0, 7, 6, 5, 4]):
+        knots, heights = x[:, marks], y[:, marks]
+        line = heights[:, :1].expand_as(share)
+        for first in range(4):
+            run = (knots[:, first + 1] - knots[:, first]).clamp_min(1e-3)[:, None]
+            part = ((share - knots[:, first : first + 1]) / run).clamp(0, 1)
+            line = line + part * (heights[:, first + 1] - heights[:, first])[:, None]
+        lines.append(line)
+    return lines[0], torch.maximum(*lines)
 
 
 def _kernel(model: FaceModel, marks: tuple[int, ...], reach: float, faint: float) -> Tensor:
