@@ -8,15 +8,18 @@ from torch.nn import functional as F
 
 from dubbing3d.judges_base import Frozen, hide, learn, relight, shrink, split
 
-BATCH = 8
+BATCH = 6
 _RATE = 2e-3
 _CHANNELS = (12, 24, 32, 48, 64)
+LEVEL_SCALES = (0.25, 0.5, 1.0, 1.5, 1.75)
+"""Standard deviations of the levels' channels: what faces look like counts more than where their edges lie."""
 
 
 class FaceFeatures(Frozen):
     """Five levels of features (S to S/16) of faces.
 
-    Each channel has zero mean and unit variance over the frames that it learnt from.
+    Each channel has zero mean and its level's deviation (`LEVEL_SCALES`) over the frames that it learnt from. The light
+    of an image is evened out first.
     """
 
     error: Tensor
@@ -43,7 +46,8 @@ class FaceFeatures(Frozen):
         self.name = "face features"
 
     def encode(self, images: Tensor) -> list[Tensor]:
-        """The levels as they come."""
+        """The levels as they come, of images whose colours have been brought to zero mean and unit variance."""
+        images = _even(images)
         seen = []
         for level in self.levels:
             images = level(images)
@@ -60,7 +64,7 @@ class FaceFeatures(Frozen):
         for index, seen in enumerate(self.encode(frames)):
             deviation, mean = torch.std_mean(seen, dim=(0, 2, 3))
             self.get_buffer(f"mean{index}").copy_(mean[:, None, None])
-            self.get_buffer(f"deviation{index}").copy_(deviation.clamp(min=1e-3)[:, None, None])
+            self.get_buffer(f"deviation{index}").copy_(deviation.clamp(min=1e-3)[:, None, None] / LEVEL_SCALES[index])
 
 
 def train_face_features(
@@ -83,13 +87,14 @@ def train_face_features(
 
     def loss_of(batch: Tensor) -> Tensor:
         spoilt = relight(batch, generator).masked_fill(hide(batch, generator, 0.5), 0.0)
-        return (decoder(judge.encode(spoilt.to(device))[-1]) - _halved(batch.to(device))).abs().mean()
+        return (decoder(judge.encode(spoilt.to(device))[-1]) - _halved(_even(batch.to(device)))).abs().mean()
 
     both = nn.ModuleList([judge, decoder])
     learn(both, rest, loss_of, generator=generator, steps=steps, batch=BATCH, rate=_RATE, what="learning face features")
     with torch.no_grad():
+        drawn = _halved(_even(kept))
         judge.error.copy_(loss_of(kept))
-        judge.still.copy_((_halved(kept) - _halved(rest).mean(dim=0)).abs().mean())
+        judge.still.copy_((drawn - _halved(_even(rest)).mean(dim=0)).abs().mean())
     judge.standardise(rest[:: -(-len(rest) // 64)].to(device))
     return judge.freeze()
 
@@ -112,3 +117,9 @@ class _Decoder(nn.Module):
 
 def _halved(images: Tensor) -> Tensor:
     return F.avg_pool2d(images, 2)
+
+
+def _even(images: Tensor) -> Tensor:
+    """Each image's colours at zero mean and unit variance, so that a change of light is hardly seen."""
+    deviation, mean = torch.std_mean(images, dim=(2, 3), keepdim=True)
+    return (images - mean) / (deviation + 0.1)

@@ -13,7 +13,7 @@ from common.errors import UserError
 from dubbing3d import judges
 from dubbing3d.judges import RAFTFlow, VGGFeatures, load_judges
 from dubbing3d.judges_base import Frozen
-from dubbing3d.judges_features import FaceFeatures, train_face_features
+from dubbing3d.judges_features import LEVEL_SCALES, FaceFeatures, train_face_features
 from dubbing3d.judges_flow import SmallFlow, correlate, end_point_error, random_flow, random_pairs, train_flow
 from dubbing3d.networks import warp
 from tests.dubbing3d.toy_networks import images
@@ -159,9 +159,11 @@ def test_own_features_are_standardised_and_differ_by_picture() -> None:
     judge = train_face_features(smooth(40), steps=4)
     seen = judge(smooth(40))
     assert [x.shape[2] for x in seen] == [96, 48, 24, 12, 6]
-    for x in seen:
-        assert x.mean(dim=(0, 2, 3)).abs().max() < 0.5
-        assert 0.3 < x.std() < 3
+    for x, scale in zip(seen, LEVEL_SCALES, strict=True):
+        assert (x / scale).mean(dim=(0, 2, 3)).abs().max() < 0.5
+        assert 0.3 < (x / scale).std() < 3
+    lighter = judge(smooth(40) * 1.2 + 0.1)
+    assert all((a - b).abs().mean() < 0.1 * a.abs().mean() for a, b in zip(seen, lighter, strict=True))
     assert judge(images(1, 3, 64, 64))[-1].shape[2] == 4
 
 
