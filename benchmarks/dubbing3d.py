@@ -81,7 +81,7 @@ def compare_renderer(device: str, batch: int, dtype: torch.dtype) -> None:
         )
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _run(function: Callable[..., object], *arguments: object) -> None:
     function(*arguments)
 
