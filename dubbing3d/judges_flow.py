@@ -93,6 +93,11 @@ def train_flow(frames: Tensor, *, steps: int, seed: int = 0, device: str | torch
 
     Noise and light differ between both, and a box of either may show nothing but noise. On the last frames, which it
     does not learn from, `error` becomes the mean end point error in px at 96 px, and `still` that of no flow.
+
+    Measured after 600 steps (66 s of a busy CPU core) on 540 synthetic frames, for three people who are not among them:
+    1.27 px on such pairs, where no flow has 3.13. Between frames of their clips, where a face moves by more than a
+    pixel: 0.8 to 1.0 px for 1.6 to 1.7; over whole faces one frame apart, which hardly move, 0.30 px for 0.25: small
+    flows are not to be trusted.
     """
     kept, rest = split(shrink(frames))
     generator = torch.Generator().manual_seed(seed)
