@@ -154,6 +154,8 @@ class LossWeights:
     """validation's sync loss below which w_s begins to act (Wav2Lip)"""
     gate_always_on: bool = False
     """w_s acts from the start; the paper mentions no gate"""
+    gate_latest: float = 1.0
+    """share of the steps after which w_s acts whatever validation says; 1: never"""
     saturating: bool = False
     """eq. 13 as printed, log(1 - D); otherwise -log D, as Wav2Lip"""
 
@@ -163,6 +165,8 @@ class LossWeights:
                 f"weights: wants sync and adversarial from 0 with a sum of at most 1, "
                 f"got {self.sync} and {self.adversarial}"
             )
+        if not 0 <= self.gate_latest <= 1:
+            raise ValueError(f"weights.gate_latest: wants a share of the steps from 0 to 1, got {self.gate_latest}")
 
 
 @dataclass

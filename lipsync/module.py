@@ -92,6 +92,7 @@ class LipSyncTraining(TrainModule):
     def training_step(self, batch: dict[str, Tensor], _: int) -> dict[str, Tensor]:
         batch = self.varied(batch)
         self._set_rates()
+        self.gate.opened |= self.step >= self.cfg.weights.gate_latest * self.cfg.trainer.steps
         optimizers = self.optimizers()
         g_optimizer, *d_optimizer = optimizers if isinstance(optimizers, list) else [optimizers]
         drawn = self.generator(batch["audio"], inputs(batch))

@@ -205,6 +205,15 @@ def test_without_an_adversarial_weight_there_is_no_discriminator(corpus: Corpus,
         train(config(corpus, tmp_path, f"expert.checkpoint={whole / 'smoke-expert' / LAST}", "data.size=64"))
 
 
+def test_the_gate_opens_at_the_latest_after_its_share_of_the_steps(corpus: Corpus, tmp_path: Path, whole: Path) -> None:
+    expert = f"expert.checkpoint={whole / 'smoke-expert' / LAST}"
+    steps = ["trainer.steps=4", "trainer.val_every=0", "weights.gate=0", "weights.gate_latest=0.5"]
+    folder = train(config(corpus, tmp_path, expert, *steps))
+    assert [float(row["train/sync_weight"]) for row in losses(folder)] == pytest.approx([0, 0, 0.03, 0.03])
+    with pytest.raises(UserError, match="gate_latest"):
+        config(corpus, tmp_path, "weights.gate_latest=2")
+
+
 def test_two_processes_equal_one_on_the_same_global_batch(corpus: Corpus, tmp_path: Path) -> None:
     steps = [
         "trainer.steps=3", "trainer.val_every=3", "expert.steps=3", "expert.contrast=0.5", "data.vary.gain=0",
