@@ -190,6 +190,9 @@ def dub(
     ] = "close",
     mask: Annotated[Literal["face", "box"], typer.Option(help="paste the lower face, or the whole crop")] = "face",
     feather: Annotated[float, typer.Option(min=0, max=0.5, help="soft edge of the mask, share of the face")] = 0.1,
+    seam: Annotated[
+        Literal["match", "plain"], typer.Option(help="let colours meet along the mask's edge, or leave them")
+    ] = "match",
     crf: Annotated[int, typer.Option(min=0, max=51, help="x264's quality, 0 is lossless")] = 18,
     batch: Annotated[int, typer.Option(min=0, help="faces drawn together; 0: the device's best")] = 0,
     precision: Annotated[Literal["32", "bf16"], typer.Option(help="of the network")] = "32",
@@ -208,6 +211,7 @@ def dub(
         silence=silence,
         mask=mask,
         feather=feather,
+        seam=seam,
         crf=crf,
         batch=batch,
         precision=precision,

@@ -26,6 +26,7 @@ from common.dubbing.stream import Scene, WhenShorter, dub_stream, held_at_once, 
 from common.errors import UserError
 from common.faces.base import FaceBackend, load_backend
 from common.faces.paste import box_mask, cut_crops, lower_face_mask, paste_crops
+from common.faces.seam import match_seam
 from common.files import sha256
 from common.provenance import Provenance, ProvenanceConfig
 from lipsync.face_plan import plan_face
@@ -58,6 +59,8 @@ class DubSettings:
     """What is pasted: the lower face within the jaw, or the whole crop, as Wav2Lip does."""
     feather: float = 0.1
     """Width of the mask's soft edge as a share of the crop; 0 is a hard edge."""
+    seam: Literal["match", "plain"] = "match"
+    """Let the drawing's colours meet the frame's along the soft edge (`common.faces.seam`), or leave them."""
     crf: int = 18
     """x264's quality of the output, 0 (lossless) to 51."""
     batch: int = 0
@@ -185,7 +188,10 @@ class _Dubber:
             if model.device.type == "cuda":
                 torch.cuda.synchronize(model.device)
         with self._clock("paste"):
-            return paste_crops(images, drawn, self._masks(sources), matrices)
+            masks = self._masks(sources)
+            if self._settings.seam == "match":
+                drawn = match_seam(drawn, targets, masks)
+            return paste_crops(images, drawn, masks, matrices)
 
     def _masks(self, sources: np.ndarray) -> Tensor:
         size, device, feather = self._model.size, self._model.device, self._settings.feather

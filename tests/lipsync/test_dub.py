@@ -69,7 +69,7 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> type[KeptFrames]:
 def test_only_the_lower_face_changes_and_everything_else_keeps_its_bits(tmp_path: Path, kept: type[KeptFrames]) -> None:
     images = talking(20)
     video, audio = save_exactly(tmp_path / "v.mp4", images), save_speech(tmp_path / "a.wav", 0.8)
-    report = run(video, audio, Witness())
+    report = run(video, audio, Witness(), seam="plain")
     assert (report.frames, report.without_face) == (20, 0)
     for t, (before, after) in enumerate(zip(images, kept.made.images, strict=True)):
         changed = (before != after).any(axis=2)
@@ -83,6 +83,17 @@ def test_only_the_lower_face_changes_and_everything_else_keeps_its_bits(tmp_path
         assert (mouth == (255, 0, 0)).all()
         edge = after[changed].astype(int)
         assert ((edge != (255, 0, 0)).any(axis=1)).mean() > 0.2  # the feather
+
+
+def test_the_drawing_takes_on_the_colours_of_the_frame(tmp_path: Path, kept: type[KeptFrames]) -> None:
+    images = talking(6)
+    video, audio = save_exactly(tmp_path / "v.mp4", images), save_speech(tmp_path / "a.wav", 0.24)
+    run(video, audio, Witness())
+    for t, (before, after) in enumerate(zip(images, kept.made.images, strict=True)):
+        left, top = round(100 + 0.7 * t - 30), 60
+        face = before[top + 30 : top + 60, left + 10 : left + 50].reshape(-1, 3).mean(axis=0)
+        mouth = after[top + 44 : top + 52, left + 25 : left + 35].reshape(-1, 3).mean(axis=0)
+        assert np.abs(mouth - face).max() < 0.4 * np.abs(np.array([255, 0, 0]) - face).max()
 
 
 def test_frames_without_a_face_and_of_other_faces_pass_untouched(tmp_path: Path, kept: type[KeptFrames]) -> None:
