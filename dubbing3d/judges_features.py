@@ -77,8 +77,8 @@ def train_face_features(
     and `still` that of their mean picture.
 
     Measured after 300 steps (22 s of a busy CPU core) on 540 synthetic frames, for three people who are not among them:
-    65 % of pairs of a mild change (light, colour, slight noise, a shift by a pixel) and a bad one (blur, strong noise, a
-    mouth that is blurred, displaced or another viseme's) are in order, 32 % by L1 of pixels. Most of that is the even
+    65 % of pairs of a mild change (light, colour, slight noise, a shift by a pixel) and a bad one (blur, strong noise,
+    a mouth that is blurred, displaced or another viseme's) are in order, 32 % by L1 of pixels. Most of that is the even
     light: by L1 after it 59 %, by an untrained network 62 %.
     """
     kept, rest = split(shrink(frames))

@@ -181,4 +181,6 @@ def _correction(inputs: int) -> nn.Conv2d:
 def _convolution(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
     layer = nn.Conv2d(inputs, outputs, 3, stride, dilation, dilation)
     nn.init.kaiming_normal_(layer.weight, a=0.1)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
     return nn.Sequential(layer, nn.LeakyReLU(0.1))
