@@ -127,10 +127,10 @@ _KEPT = (
     ),
 )
 _SHORT = (
-    *("expression.steps=400", "trainer.steps=200", "renderer.align_steps=60", "renderer.early_steps=40"),
-    *("trainer.val_every=100", "trainer.save_every=100", "trainer.progress=false", "evaluation.frames=24"),
+    *("expression.steps=250", "trainer.steps=160", "renderer.align_steps=30", "renderer.early_steps=20"),
+    *("trainer.val_every=80", "trainer.save_every=80", "trainer.progress=false", "evaluation.frames=24"),
 )
-"""The quickstart's networks and corpus, a third of its steps, and a second of each held-out clip."""
+"""The quickstart's networks and corpus, a part of its steps, and a second of each held-out clip."""
 _WHOLE_CLIPS = {"False": ("evaluation.frames=0",)}
 """Stage 1 is measured on all frames: its figures cost little, and sync of a second says nothing."""
 _AT_ONCE = "renderer.align_steps=0"

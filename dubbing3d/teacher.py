@@ -1,11 +1,12 @@
 """The lip-sync network that draws semantic images for table 3's rows: trained once, on the table's own corpus."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.config import config_hash, to_dict
-from common.table import FirstStage
+from common.table import FirstStage, configure
 from dubbing3d.config import DubbingConfig
 from dubbing3d.data import open_corpus
 
@@ -18,14 +19,13 @@ class Teacher(FirstStage[DubbingConfig]):
 
     budget: str = "tiny"
 
-    def config(self, cfg: DubbingConfig) -> Any:
-        """The `LipSyncConfig` of its training, with the row's corpus, seed and folder."""
-        from common.table import configure
+    def config(self, cfg: DubbingConfig, root: str = "") -> Any:
+        """The `LipSyncConfig` of its training on the corpus at `root`, with the row's seed and folder."""
         from lipsync.config import LipSyncConfig  # the teacher is optional
         from lipsync.table import EXPERIMENTS, TABLE
 
         words = [*_STEPS.get(self.budget, ()), f"run.name={cfg.run.name}{self.suffix}", f"run.out={cfg.run.out}"]
-        words += [f"run.seed={cfg.run.seed}", f"data.root={open_corpus(cfg.data).root}"]
+        words += [f"run.seed={cfg.run.seed}", f"data.root={json.dumps(root)}", "trainer.progress=false"]
         return configure(LipSyncConfig, TABLE.budget(self.budget), EXPERIMENTS / "table2_wav2lip.yaml", words)
 
     def steps(self, cfg: DubbingConfig) -> int:
@@ -56,7 +56,7 @@ class _Training:
     def __call__(self, cfg: DubbingConfig) -> Path:
         from lipsync.train import train
 
-        return train(teacher(self.budget).config(cfg), resume=True)
+        return train(teacher(self.budget).config(cfg, str(open_corpus(cfg.data).root)), resume=True)
 
 
 def _key(cfg: DubbingConfig) -> str:
