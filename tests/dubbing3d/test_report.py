@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from shutil import copyfile
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from common.data.corpus import Corpus
 from common.errors import UserError
 from common.provenance import read_label
 from common.syncnet import SyncNet
+from common.video.clip import VIDEO
 from dubbing3d.__main__ import app
 from dubbing3d.build import EXPRESSION_KIND, KIND, build_expression, build_renderer
 from dubbing3d.clips import corpus_model
@@ -95,6 +97,26 @@ def test_stage_2_is_told_beside_copy_and_warp_and_again_alike(runs: Path, capsys
     assert (folder / "pose.png").stat().st_size > 1000
     evaluate(capsys, "--checkpoint", folder / LAST)
     assert (folder / "metrics.json").read_bytes() == first
+
+
+def test_videos_of_another_method_are_scored_by_the_same_figures(
+    tmp_path: Path,
+    judge: SyncNet,
+    talking_corpus: Corpus,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The clips' own videos are perfect."""
+    monkeypatch.setattr("common.score_report.load_judge", lambda *_: judge)
+    for row in talking_corpus.items(kind="clip", split="test").to_dict("records"):
+        name = str(row["id"]).replace("/", "_")
+        copyfile(talking_corpus.file(str(row["path"])) / VIDEO, tmp_path / f"{name}.mp4")
+    text = evaluate(capsys, "--videos", tmp_path, "--truth", talking_corpus.root)
+    found = json.loads((tmp_path / "scores.json").read_text())["methods"]["dub"]
+    figures = {name: found[name]["value"] for name in ("psnr", "mouth_ssim", "lmd", "mouth_lmd", "csim")}
+    assert figures == pytest.approx({"psnr": 100, "mouth_ssim": 1, "lmd": 0, "mouth_lmd": 0, "csim": 1})
+    assert "dubbed: PSNR 100.000" in text
+    assert "Sync (LSE-C) " in text
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

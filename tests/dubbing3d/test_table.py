@@ -15,7 +15,7 @@ from common.checkpoint_file import LAST, SCHEMA
 from common.config import load, to_yaml
 from common.data.corpus import Corpus
 from common.syncnet import SyncNet
-from common.table import plan
+from common.table import configure, plan
 from common.table_rows import Budget
 from dubbing3d.build import EXPRESSION_KIND, KIND
 from dubbing3d.complexity import WHOLE
