@@ -8,6 +8,10 @@ SEEDS ?= 0
 CORPUS ?=
 OVERRIDES ?=
 RUN ?= runs/$*/$(EXPERIMENT)
+GENERATE_voice2face = generate --checkpoint $(RUN)/last.ckpt --held-out --out $(RUN)/portrait.png
+GENERATE_lipsync = dub --checkpoint $(RUN)/last.ckpt --held-out --out $(RUN)/dubbed.mp4
+GENERATE_dubbing3d = dub --expression $(RUN)-expression/last.ckpt --renderer $(RUN)/last.ckpt --held-out \
+	--out $(RUN)/dubbed.mp4 --debug $(RUN)/dubbed.png
 
 .DEFAULT_GOAL := help
 .PHONY: help install lint format test test-slow smoke bench
@@ -46,7 +50,7 @@ bench: install ## speed of each part beside its reference or floor, in one run
 train-%: install ## train experiments/<package>/$(EXPERIMENT).yaml, evaluate it and generate (train-voice2face)
 	$(PY) -m $* train experiments/$*/$(EXPERIMENT).yaml $(OVERRIDES) --resume
 	$(PY) -m $* evaluate --checkpoint $(RUN)/last.ckpt
-	$(PY) -m $* generate --checkpoint $(RUN)/last.ckpt --held-out --out $(RUN)/portrait.png
+	$(PY) -m $* $(GENERATE_$*)
 
 evaluate-%: install ## evaluate RUN=runs/<package>/<name> (evaluate-voice2face)
 	$(PY) -m $* evaluate --checkpoint $(RUN)/last.ckpt

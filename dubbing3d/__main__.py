@@ -20,6 +20,7 @@ from common.cli import (
     run_cli,
 )
 from common.config import load
+from common.dubbing.held_out import given_or_held_out
 from common.errors import UserError
 from dubbing3d.config import DubbingConfig
 
@@ -164,9 +165,12 @@ def table(
 @app.command()
 def dub(
     expression: Annotated[Path, typer.Option("--expression", "-e", help="stage 1: a run's last.ckpt")],
-    video: Annotated[Path, typer.Option(help="the video, or a still image")],
-    audio: Annotated[Path, typer.Option(help="the speech: a sound file, or a video with sound")],
     out: Out,
+    video: Annotated[Path | None, typer.Option(help="the video, or a still image")] = None,
+    audio: Annotated[Path | None, typer.Option(help="the speech: a sound file, or a video with sound")] = None,
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="instead of both: a person and speech that training never saw")
+    ] = False,
     renderer: Annotated[
         str, typer.Option("--renderer", "-r", help="stage 2: a run's last.ckpt, or warp, which needs no training")
     ] = "warp",
@@ -198,9 +202,12 @@ def dub(
     device: Device = "auto",
 ) -> None:
     """Make the lips of a video follow other speech, through a 3D face model."""
+    from dubbing3d.data import open_corpus
     from dubbing3d.dub import dub_files
     from dubbing3d.dubber import DubSettings
+    from dubbing3d.report import config_of
 
+    footage, speech = given_or_held_out(video, audio, held_out, lambda: open_corpus(config_of(expression).data))
     settings = DubSettings(
         face=face,
         when_shorter=when_shorter,
@@ -218,8 +225,8 @@ def dub(
     report = dub_files(
         expression,
         renderer,
-        video,
-        audio,
+        footage,
+        speech,
         out,
         settings,
         semantic=semantic,

@@ -19,6 +19,7 @@ from common.cli import (
     run_cli,
 )
 from common.config import load
+from common.dubbing.held_out import given_or_held_out
 from common.errors import UserError
 from lipsync.config import LipSyncConfig
 
@@ -171,9 +172,12 @@ def survey(
 @app.command()
 def dub(
     checkpoint: Checkpoint,
-    video: Annotated[Path, typer.Option(help="the video, or a still image")],
-    audio: Annotated[Path, typer.Option(help="the speech: a sound file, or a video with sound")],
     out: Out,
+    video: Annotated[Path | None, typer.Option(help="the video, or a still image")] = None,
+    audio: Annotated[Path | None, typer.Option(help="the speech: a sound file, or a video with sound")] = None,
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="instead of both: a person and speech that training never saw")
+    ] = False,
     face: Annotated[str, typer.Option(help="whose lips: largest, longest or index:K")] = "largest",
     when_shorter: Annotated[
         Literal["stop", "keep"], typer.Option(help="speech shorter than the video: stop with it, or keep the rest")
@@ -202,7 +206,9 @@ def dub(
 ) -> None:
     """Make the lips of a video follow other speech."""
     from lipsync.dub import DubSettings, dub_files
+    from lipsync.report import corpus_of
 
+    footage, speech = given_or_held_out(video, audio, held_out, lambda: corpus_of(checkpoint, ""))
     settings = DubSettings(
         face=face,
         when_shorter=when_shorter,
@@ -218,7 +224,7 @@ def dub(
         backend=backend,
         visible_label=visible_label,
     )
-    print(dub_files(checkpoint, video, audio, out, settings, pick_device(device)).text())
+    print(dub_files(checkpoint, footage, speech, out, settings, pick_device(device)).text())
     print(f"written: {out}")
 
 

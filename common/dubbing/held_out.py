@@ -1,10 +1,26 @@
 """Something to dub where nobody gave anything: a person whom training never saw, and somebody else's speech."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from common.data.corpus import Corpus
 from common.errors import UserError
 from common.video.clip import AUDIO, VIDEO
+
+
+def given_or_held_out(
+    video: Path | None, audio: Path | None, held_out: bool, corpus: Callable[[], Corpus]
+) -> tuple[Path, Path]:
+    """What a `dub` command is to dub: the files that it was given, or `held_out_pair`.
+
+    Raises:
+        UserError: neither, or both.
+    """
+    if held_out and video is None and audio is None:
+        return held_out_pair(corpus())
+    if held_out or video is None or audio is None:
+        raise UserError("dub needs --video and --audio, or --held-out for a clip of the training corpus")
+    return video, audio
 
 
 def held_out_pair(corpus: Corpus) -> tuple[Path, Path]:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from common.data.corpus import Corpus, Item, write_manifest
-from common.dubbing.held_out import held_out_pair
+from common.dubbing.held_out import given_or_held_out, held_out_pair
 from common.errors import UserError
 
 
@@ -32,3 +32,13 @@ def test_one_person_alone_speaks_the_words_of_another_clip(tmp_path: Path) -> No
 def test_too_few_clips_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="fewer than two clips in its test split: give --video and --audio"):
         held_out_pair(corpus_of(tmp_path, ("c", "1")))
+
+
+def test_files_or_a_held_out_clip_are_wanted(tmp_path: Path) -> None:
+    corpus = corpus_of(tmp_path, ("c", "1"), ("c", "2"))
+    video, audio = Path("v.mp4"), Path("a.wav")
+    assert given_or_held_out(video, audio, False, lambda: corpus) == (video, audio)
+    assert given_or_held_out(None, None, True, lambda: corpus) == held_out_pair(corpus)
+    for wrong in ((video, audio, True), (video, None, True), (video, None, False), (None, None, False)):
+        with pytest.raises(UserError, match="--video and --audio, or --held-out"):
+            given_or_held_out(*wrong, lambda: corpus)
