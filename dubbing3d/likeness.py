@@ -53,7 +53,7 @@ class Likeness:
         try:
             network = lpips_distance("alex", fetch=False).to(device)
         except UserError as error:
-            self.lpips_name = f"none: {error}"
+            self.lpips_name = f"nobody ({str(error).partition(':')[0]})"
         else:
             self.lpips = lambda first, second: network(first.to(device), second.to(device)).cpu()
 
