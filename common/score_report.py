@@ -151,11 +151,11 @@ def summarise(metrics: Mapping[str, Any], shown: Titles, titles: Mapping[str, st
     ]
     for name, figures in metrics["methods"].items():
         words = ", ".join(f"{title} {shown_interval(figures[key])}" for key, title in shown if key in figures)
-        lines.append(f"{titles.get(name, name)}: {words}")
+        lines += [f"{titles.get(name, name)}: {words}"] if words else []
     ours = titles[METHOD]
     for name, figures in metrics.get("against", {}).items():
         words = ", ".join(f"{title} {shown_interval(figures[key], '+')}" for key, title in shown if key in figures)
-        lines.append(f"{ours} minus {titles.get(name, name)}: {words}")
+        lines += [f"{ours} minus {titles.get(name, name)}: {words}"] if words else []
     return "\n".join(lines + [f"warning: {text}" for text in metrics["warnings"]])
 
 
