@@ -156,6 +156,11 @@ class LossWeights:
     """w_s acts from the start; the paper mentions no gate"""
     gate_latest: float = 1.0
     """share of the steps after which w_s acts whatever validation says; 1: never"""
+    mouth: float = 0.0
+    """of eq. 10 on the mouth's part of the face alone, beside that on the whole; 0: the paper"""
+    vary_judged: bool = False
+    """move and relight drawn faces before the expert sees them, as in its own training: what was drawn for the expert
+    alone, specks of colour in place of lips, then pays less"""
     saturating: bool = False
     """eq. 13 as printed, log(1 - D); otherwise -log D, as Wav2Lip"""
 
@@ -165,6 +170,8 @@ class LossWeights:
                 f"weights: wants sync and adversarial from 0 with a sum of at most 1, "
                 f"got {self.sync} and {self.adversarial}"
             )
+        if self.mouth < 0:
+            raise ValueError(f"weights.mouth: wants 0 or more, got {self.mouth}")
         if not 0 <= self.gate_latest <= 1:
             raise ValueError(f"weights.gate_latest: wants a share of the steps from 0 to 1, got {self.gate_latest}")
 

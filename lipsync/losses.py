@@ -12,14 +12,25 @@ SYNC_WEIGHT, ADVERSARIAL_WEIGHT = 0.03, 0.07
 """w_s and w_g of paper 3 and of Wav2Lip with its discriminator."""
 GATE = 0.75
 """Sync loss on validation data under which Wav2Lip begins to use it."""
+MOUTH = ((0.55, 0.9), (0.25, 0.75))
+"""Where the mouth is in a face crop, as shares of its height and width."""
 _MARGIN = 1e-7
 
 SyncForm = Literal["cosine", "sigmoid"]
 
 
-def reconstruction(drawn: Tensor, real: Tensor) -> Tensor:
-    """Mean absolute difference of images of any shape (eq. 10; the paper names no norm, Wav2Lip takes L1)."""
-    return (_exact(drawn) - _exact(real)).abs().mean()
+def reconstruction(drawn: Tensor, real: Tensor, mouth: float = 0.0) -> Tensor:
+    """Mean absolute difference of images (..., S, S) (eq. 10; the paper names no norm, Wav2Lip takes L1).
+
+    `mouth` times the mean over `MOUTH` is added: the mouth has a twentieth of the face's pixels and all of what speech
+    tells about it. 0 is the paper.
+    """
+    difference = (_exact(drawn) - _exact(real)).abs()
+    if mouth == 0:
+        return difference.mean()
+    height, width = difference.shape[-2:]
+    rows, columns = (slice(round(a * n), round(b * n)) for (a, b), n in zip(MOUTH, (height, width), strict=True))
+    return difference.mean() + mouth * difference[..., rows, columns].mean()
 
 
 def sync_probability(audio: Tensor, video: Tensor, form: SyncForm = "cosine") -> Tensor:

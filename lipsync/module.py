@@ -21,7 +21,7 @@ from lipsync.expert_module import as_float
 from lipsync.networks import FrozenExpert, SyncExpert
 from lipsync.networks.blocks import channels_last
 from lipsync.networks.expert import FRAMES
-from lipsync.vary import CURVES, vary_voice
+from lipsync.vary import CURVES, vary_light, vary_place, vary_voice
 
 
 class LipSyncTraining(TrainModule):
@@ -81,13 +81,21 @@ class LipSyncTraining(TrainModule):
     def generator_losses(self, drawn: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Eqs 10, 12 and 13, unweighted."""
         terms = {
-            "reconstruction": losses.reconstruction(drawn, batch["target"]),
-            "sync": self.sync_loss(drawn, batch["sync_audio"]),
+            "reconstruction": losses.reconstruction(drawn, batch["target"], self.cfg.weights.mouth),
+            "sync": self.sync_loss(self.judged(drawn), batch["sync_audio"]),
         }
         if self.discriminator is not None:
             logits = self.discriminator(drawn)
             terms["adversarial"] = losses.generator_adversarial(logits, saturating=self.cfg.weights.saturating)
         return terms
+
+    def judged(self, drawn: Tensor) -> Tensor:
+        """Drawn faces as the expert is shown them."""
+        if not self.cfg.weights.vary_judged:
+            return drawn
+        uniform = self.random.uniform(self.step, "judged", (len(drawn), 7))
+        placed = vary_place(drawn, uniform[:, :3], self.cfg.data.vary)
+        return vary_light(placed, uniform[:, 3:], self.cfg.data.vary)
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> dict[str, Tensor]:
         batch = self.varied(batch)

@@ -21,6 +21,15 @@ def log_sigmoid(x: float) -> float:
     return -math.log1p(math.exp(-x))
 
 
+def test_the_mouth_may_count_more() -> None:
+    real = torch.zeros(2, 3, 5, 40, 40)
+    drawn = real.clone()
+    drawn[..., 30, 20] = 1.0  # within rows 22 to 35 and columns 10 to 29
+    drawn[..., 10, 20] = 1.0
+    torch.testing.assert_close(reconstruction(drawn, real, 3.0), torch.tensor(2 / 1600 + 3 / (14 * 20)))
+    assert reconstruction(drawn, real, 0.0) == reconstruction(drawn, real)
+
+
 def test_reconstruction_is_the_mean_absolute_difference() -> None:
     x = torch.rand(2, 3, 4, 5, 6)
     assert reconstruction(x, x) == 0
