@@ -1,10 +1,10 @@
 """Semantic images for stage 1 (eq. 3): faces that a lip-sync network draws for the same speech, or a folder of such.
 
-Beside `teacher` the only file that knows `lipsync`. A reference lies in another time of the clip than its target: a
-network that was shown the target's own mouth would hand it on, and stage 1 would learn to read lips instead of
-listening.
+The only file that knows `lipsync`. A reference lies in another time of the clip than its target: a network that was
+shown the target's own mouth would hand it on, and stage 1 would learn to read lips instead of listening.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.config import ExperimentConfig
 from common.dubbing.speech import Speech
 from common.errors import UserError
 from common.video import Clip, read_frames
@@ -55,6 +56,31 @@ def far_frames(known: np.ndarray) -> np.ndarray:
     early, late = places[len(places) // 4], places[min(len(places) - 1, 3 * len(places) // 4)]
     middle = places[len(places) // 2]
     return np.where(np.arange(len(known)) < middle, late, early)
+
+
+def teacher_kind() -> str:
+    """Kind of the checkpoints that `DrawnMouths` reads."""
+    from lipsync.build import KIND
+
+    return KIND
+
+
+def teacher_config(budget: str, words: Sequence[str]) -> ExperimentConfig:
+    """The training of lipsync's own Wav2Lip row at a table's budget, with overrides."""
+    from common.table import configure  # brings Lightning along
+    from lipsync.config import LipSyncConfig
+    from lipsync.table import EXPERIMENTS, TABLE
+
+    return configure(LipSyncConfig, TABLE.budget(budget), EXPERIMENTS / "table2_wav2lip.yaml", words)
+
+
+def train_teacher(cfg: ExperimentConfig) -> Path:
+    """Train, or finish, what `teacher_config` gives; its run folder."""
+    from lipsync.config import LipSyncConfig
+    from lipsync.train import train
+
+    assert isinstance(cfg, LipSyncConfig)
+    return train(cfg, resume=True)
 
 
 class DrawnMouths:

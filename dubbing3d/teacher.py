@@ -3,12 +3,12 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from common.config import config_hash, to_dict
-from common.table import FirstStage, configure
+from common.config import ExperimentConfig, config_hash, to_dict
+from common.table import FirstStage
 from dubbing3d.config import DubbingConfig
 from dubbing3d.data import open_corpus
+from dubbing3d.semantic import teacher_config, teacher_kind, train_teacher
 
 _STEPS = {"tiny": ("trainer.steps=200",)}
 
@@ -19,14 +19,11 @@ class Teacher(FirstStage[DubbingConfig]):
 
     budget: str = "tiny"
 
-    def config(self, cfg: DubbingConfig, root: str = "") -> Any:
-        """The `LipSyncConfig` of its training on the corpus at `root`, with the row's seed and folder."""
-        from lipsync.config import LipSyncConfig  # the teacher is optional
-        from lipsync.table import EXPERIMENTS, TABLE
-
+    def config(self, cfg: DubbingConfig, root: str = "") -> ExperimentConfig:
+        """The configuration of its training on the corpus at `root`, with the row's seed and folder."""
         words = [*_STEPS.get(self.budget, ()), f"run.name={cfg.run.name}{self.suffix}", f"run.out={cfg.run.out}"]
         words += [f"run.seed={cfg.run.seed}", f"data.root={json.dumps(root)}", "trainer.progress=false"]
-        return configure(LipSyncConfig, TABLE.budget(self.budget), EXPERIMENTS / "table2_wav2lip.yaml", words)
+        return teacher_config(self.budget, words)
 
     def steps(self, cfg: DubbingConfig) -> int:
         """0 where the row sees no semantic images, or was given what draws them."""
@@ -42,9 +39,7 @@ class Teacher(FirstStage[DubbingConfig]):
 
 def teacher(budget: str) -> Teacher:
     """The stage for a budget's name."""
-    from lipsync.build import KIND
-
-    return Teacher("lip-sync teacher", "semantic", KIND, "-teacher", _key, _Training(budget), budget)
+    return Teacher("lip-sync teacher", "semantic", teacher_kind(), "-teacher", _key, _Training(budget), budget)
 
 
 @dataclass(frozen=True)
@@ -54,9 +49,7 @@ class _Training:
     budget: str
 
     def __call__(self, cfg: DubbingConfig) -> Path:
-        from lipsync.train import train
-
-        return train(teacher(self.budget).config(cfg, str(open_corpus(cfg.data).root)), resume=True)
+        return train_teacher(teacher(self.budget).config(cfg, str(open_corpus(cfg.data).root)))
 
 
 def _key(cfg: DubbingConfig) -> str:

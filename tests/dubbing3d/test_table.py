@@ -25,6 +25,7 @@ from dubbing3d.expression_evaluation import MEAN, PREDICTED, TRUE
 from dubbing3d.table import EXPERIMENTS, TABLE, make_table
 from dubbing3d.table_rows import BUDGETS, CLAIMS, FULL, METRICS, ROWS, TABLE1, TABLE3, TABLE4, TABLE5, TABLE6, TABLE7
 from dubbing3d.teacher import teacher
+from lipsync.config import LipSyncConfig
 
 TINY = BUDGETS["tiny"]
 SHOWN = tuple(row for row in ROWS if row.experiment in {"table3_full", "table3_base", "table4_full", "table4_base", ""})
@@ -127,6 +128,7 @@ def test_the_teacher_is_lipsyncs_own_row_on_this_corpus(tmp_path: Path) -> None:
     cfg = configure(DubbingConfig, TINY, EXPERIMENTS / "table3_full.yaml", words)
     stage = teacher("tiny")
     found = stage.config(cfg, "somewhere/else")
+    assert isinstance(found, LipSyncConfig)
     assert found.run.folder == stage.folder(cfg) == tmp_path / "lipsync" / "row-teacher"
     assert (found.data.root, found.run.seed, found.generator.attention) == ("somewhere/else", 3, "none")
     assert stage.steps(cfg) == found.trainer.steps == 200
