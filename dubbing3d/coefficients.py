@@ -17,6 +17,15 @@ from common.face3d.morphable import FaceModel
 _TOLERANCE = 1e-3
 """Relative difference of two models' modes that rounding may cause: the built-in model is computed on each machine."""
 
+SPOKEN = ("jaw", "mouth", "tongue")
+"""Beginnings of the names of expressions that speech moves; in a dub those of lids, brows, cheeks and nose stay."""
+
+
+def spoken_columns(names: tuple[str, ...]) -> list[int]:
+    """Columns of the expressions that speech moves; all of them where names do not tell (BFM09's modes)."""
+    found = [column for column, name in enumerate(names) if name.startswith(SPOKEN)]
+    return found or list(range(len(names)))
+
 
 @dataclass(frozen=True, eq=False)
 class ClipCoefficients:

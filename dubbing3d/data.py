@@ -1,16 +1,13 @@
 """Training windows of stage 1 and what its validation reads, as pure functions of (seed, step)."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from common.config import config_hash
 from common.data.corpus import Corpus
 from common.data.sampling import Draw
-from common.synthetic.talking import build_talking_corpus
+from common.synthetic.talking import open_talking_corpus
 from common.training import TrainData
 from dubbing3d.clips import DubClips
 from dubbing3d.coefficients import FaceModelMark
@@ -20,11 +17,8 @@ from dubbing3d.speech import SpeechWindows
 
 
 def open_corpus(cfg: DataConfig) -> Corpus:
-    """The corpus of `cfg.root`, or the embedded one, built on first use into `corpora/`."""
-    if cfg.root:
-        return Corpus.open(Path(cfg.root))
-    folder = Path("corpora") / f"talking-{config_hash(cfg.embedded)}"
-    return build_talking_corpus(folder, cfg.embedded, workers=max(1, cfg.workers))
+    """The corpus that the configuration names."""
+    return open_talking_corpus(cfg.root, cfg.embedded)
 
 
 class ClipSpeech:

@@ -16,6 +16,7 @@ from common.errors import UserError
 from common.face3d.morphable import FaceModel
 from common.faces.paste import cut_crops, paste_crops
 from dubbing3d.build import LoadedExpression
+from dubbing3d.coefficients import spoken_columns
 from dubbing3d.crop_mask import crop_mask, feathered
 from dubbing3d.debug_sheet import DebugSheet
 from dubbing3d.face_plan import plan_face
@@ -25,7 +26,6 @@ from dubbing3d.infer import (
     at_times,
     predict_expressions,
     silent_expression,
-    speech_columns,
 )
 from dubbing3d.render_parts import RenderParts
 from dubbing3d.semantic import StillMouths
@@ -135,7 +135,7 @@ class Dubber:
         with self._clock("listen"):
             self._expressions, self._shift = self._predict(performer, pictures[0])
         names = self._model.expression_names
-        self._columns = torch.tensor(speech_columns(names))
+        self._columns = torch.tensor(spoken_columns(names))
         self._named = len(self._columns) < len(names)
 
     def __call__(self, batch: list[tuple[Shown, np.ndarray]], report: DubReport) -> list[np.ndarray]:

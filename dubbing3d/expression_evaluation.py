@@ -26,8 +26,8 @@ from common.score_videos import with_bar
 from common.syncnet import SAMPLES_PER_FRAME, SyncNet
 from dubbing3d.build import LoadedExpression
 from dubbing3d.clips import DubClips
+from dubbing3d.coefficients import spoken_columns
 from dubbing3d.data import ClipSpeech, longest_run
-from dubbing3d.expression_module import spoken_columns
 from dubbing3d.guide import FaceFrames, draw_guide
 from dubbing3d.landmarks import LandmarkProjector
 from dubbing3d.semantic import SemanticImages, semantic_images

@@ -16,13 +16,10 @@ from common.schedule import rate
 from common.training import TrainModule
 from dubbing3d import losses
 from dubbing3d.build import EXPRESSION_KIND, build_expression
-from dubbing3d.coefficients import FaceModelMark
+from dubbing3d.coefficients import FaceModelMark, spoken_columns
 from dubbing3d.config import DubbingConfig
 from dubbing3d.landmarks import LandmarkProjector
 from dubbing3d.speech import SpeechWindows
-
-SPOKEN = ("jaw", "mouth", "tongue")
-"""Beginnings of the names of expressions that speech moves."""
 
 
 class ExpressionTraining(TrainModule):
@@ -127,9 +124,3 @@ class ExpressionTraining(TrainModule):
         steps = self.cfg.trainer.steps
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps, cfg.warmup, cfg.decay))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def spoken_columns(names: tuple[str, ...]) -> list[int]:
-    """Columns of the expressions that speech moves; all of them where names do not tell (BFM09's modes)."""
-    found = [column for column, name in enumerate(names) if name.startswith(SPOKEN)]
-    return found or list(range(len(names)))

@@ -20,8 +20,6 @@ from dubbing3d.speech import BEFORE
 FPS = 25
 SAMPLES = 640
 """Of a frame at 25 fps."""
-SPEECH = ("jaw", "mouth", "tongue")
-"""Beginnings of the names of expressions that speech moves; those of lids, brows, cheeks and nose stay the video's."""
 _PART, _AROUND = 100, 25
 """Frames whose expressions are kept of a pass through the network, and those before and behind that it sees as well."""
 
@@ -127,12 +125,6 @@ class LearnedRenderer:
         drawn = self.network(guide, self._references, left, previous)
         flow = left.new_zeros(len(left), 2, *left.shape[2:]) if drawn.flow is None else drawn.flow[:, 0]
         return RenderParts(drawn.image_i, flow, drawn.warp, drawn.colour_i, drawn.attention_i)
-
-
-def speech_columns(names: tuple[str, ...]) -> list[int]:
-    """Columns of the expressions that are replaced; all where names do not tell, since lids lie outside the mask."""
-    found = [column for column, name in enumerate(names) if name.startswith(SPEECH)]
-    return found or list(range(len(names)))
 
 
 Images = Callable[[int, int], Tensor]

@@ -1,6 +1,5 @@
 """Training windows of both stages and their fixed validation windows, as pure functions of (seed, step)."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,11 +8,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from common.audio.lipsync_features import SpeechFeatures
-from common.config import config_hash
 from common.data.corpus import Corpus
 from common.data.sampling import Draw
-from common.hardware import cores
-from common.synthetic.talking import build_talking_corpus
+from common.synthetic.talking import open_talking_corpus
 from common.training import TrainData
 from lipsync.clips import ClipSpeech, SpeakingClips
 from lipsync.config import DataConfig, ExpertConfig, LipSyncConfig
@@ -24,11 +21,8 @@ SHORTEST = 2 * FRAMES
 
 
 def open_corpus(cfg: DataConfig) -> Corpus:
-    """The corpus of `cfg.root`, or the embedded one, built on first use into `corpora/`."""
-    if cfg.root:
-        return Corpus.open(Path(cfg.root))
-    folder = Path("corpora") / f"talking-{config_hash(cfg.embedded)}"
-    return build_talking_corpus(folder, cfg.embedded, workers=cores())
+    """The corpus that the configuration names."""
+    return open_talking_corpus(cfg.root, cfg.embedded)
 
 
 class ExpertWindows(Dataset[dict[str, Tensor]]):

@@ -26,6 +26,7 @@ from common.data.engine import Job, Outcome, Product, Unit, begin, clean, run_un
 from common.errors import UserError
 from common.face3d.morphable import FaceModel, load_face_model
 from common.files import write_json
+from common.hardware import cores
 from common.provenance import Provenance, ProvenanceConfig
 from common.synthetic.performance import FPS, Performance, Take, draw, perform, record
 from common.synthetic.visemes import frame_visemes, viseme_events
@@ -75,6 +76,13 @@ class TalkingCorpusOptions:
         """Clips a person."""
         wanted = round(self.seconds / self.identities / MEAN_SECONDS)
         return max(wanted, 3 if self.split_by == "recording" else 1)
+
+
+def open_talking_corpus(root: str, embedded: TalkingCorpusOptions) -> Corpus:
+    """The corpus at `root`, or, where that is empty, the embedded one, built on first use into `corpora/`."""
+    if root:
+        return Corpus.open(Path(root))
+    return build_talking_corpus(Path("corpora") / f"talking-{config_hash(embedded)}", embedded, workers=cores())
 
 
 def build_talking_corpus(out: Path, options: TalkingCorpusOptions | None = None, *, workers: int = 2) -> Corpus:

@@ -10,7 +10,7 @@ from common.errors import UserError
 from common.face3d.camera import REFERENCE_SIZE, Camera, pose
 from common.face3d.fit import Fit
 from common.face3d.morphable import load_face_model
-from dubbing3d.coefficients import ClipCoefficients, FaceModelMark
+from dubbing3d.coefficients import ClipCoefficients, FaceModelMark, spoken_columns
 from dubbing3d.guide import FaceFrames, project
 from tests.dubbing3d.toy_dub import toy_coefficients, toy_landmarks
 
@@ -98,3 +98,9 @@ def test_another_face_model_is_refused_in_one_line() -> None:
     rounded.check_model(model, "a checkpoint")
     bfm = replace(mark, spec="bfm09:/some/where")
     bfm.check_coefficients(replace(found, model_spec="bfm09"), "a clip")
+
+
+def test_the_spoken_expressions_are_those_of_jaw_mouth_and_tongue() -> None:
+    names = ("eyeBlink_L", "jawOpen", "browDown_L", "mouthClose", "cheekPuff_L", "noseSneer_L", "tongueOut")
+    assert spoken_columns(names) == [1, 3, 6]
+    assert spoken_columns(("expression_00", "expression_01")) == [0, 1]

@@ -16,7 +16,7 @@ from common.face3d.fit import Fit
 from dubbing3d.dub import dub
 from dubbing3d.dubber import DubSettings, Performer
 from dubbing3d.face_plan import blend_shares, smoothed
-from dubbing3d.infer import FaceRenderer, SampleWindow, at_times, predict_expressions, speech_columns
+from dubbing3d.infer import FaceRenderer, SampleWindow, at_times, predict_expressions
 from dubbing3d.speech import SpeechWindows, reader
 from dubbing3d.warp_renderer import WarpRenderer
 from tests.common.toy_faces import ToyEmbedder
@@ -173,12 +173,6 @@ def test_windows_of_a_streamed_recording_are_those_of_the_whole(tmp_path: Path) 
     ahead = SampleWindow(iter(np.split(wave, range(5000, len(wave), 5000))))
     parts = [speech(ahead.read, start, 40)[10:30] for start in range(-10, 120, 20)]
     torch.testing.assert_close(torch.cat(parts)[:140], whole[:140])
-
-
-def test_only_expressions_of_speech_are_replaced() -> None:
-    names = ("eyeBlink_L", "jawOpen", "browDown_L", "mouthClose", "cheekPuff_L", "noseSneer_L")
-    assert speech_columns(names) == [1, 3]
-    assert speech_columns(("expression_00", "expression_01")) == [0, 1]
 
 
 def test_shares_fall_towards_gaps_and_not_towards_cuts() -> None:

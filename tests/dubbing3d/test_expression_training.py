@@ -20,7 +20,7 @@ from common.face3d.morphable import load_face_model
 from dubbing3d.build import EXPRESSION_KIND, load_expression
 from dubbing3d.clips import corpus_model
 from dubbing3d.config import DubbingConfig
-from dubbing3d.expression_module import ExpressionTraining, spoken_columns
+from dubbing3d.expression_module import ExpressionTraining
 from dubbing3d.landmarks import LandmarkProjector
 from dubbing3d.speech import SpeechWindows, reader
 from dubbing3d.train import fitted_speech, train, train_expression
@@ -156,11 +156,6 @@ def test_shares_are_of_the_mean_expression(corpus: Corpus, tmp_path: Path, monke
     assert float(logged["val/aed"]) == pytest.approx(float((mean - batch["expression"]).abs().mean()) / 2, rel=1e-5)
     assert 0.3 < float(logged["val/mouth_lmd_share"]) < 0.7
     assert not found.aed.rows  # emptied for the next validation
-
-
-def test_the_spoken_expressions_are_those_of_jaw_and_mouth() -> None:
-    assert spoken_columns(("browDown_L", "jawOpen", "mouthClose", "eyeBlink_R", "tongueOut")) == [1, 2, 4]
-    assert spoken_columns(("exp00", "exp01")) == [0, 1]
 
 
 def test_semantic_images_must_come_from_somewhere(corpus: Corpus, tmp_path: Path) -> None:
