@@ -3,12 +3,11 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
-from common.data.engine import Engine
 from common.errors import UserError
 
 ConfigFile = Annotated[
@@ -25,7 +24,7 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, 
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last checkpoint, if it has one.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run of the same name.")]
 Workers = Annotated[int | None, typer.Option("--workers", help="Processes; all cores unless given.")]
-EngineName = Annotated[Engine, typer.Option("--engine", help="local, or ray: a Ray cluster.")]
+EngineName = Annotated[Literal["local", "ray"], typer.Option("--engine", help="local, or ray: a Ray cluster.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start anew where earlier options differ.")]
 Faces = Annotated[str, typer.Option("--backend", help="dlib or face_alignment.")]
 

@@ -195,6 +195,9 @@ def dub(
     colours: Annotated[bool, typer.Option(help="fit the pictures' colours too, not only landmarks")] = True,
     references: Annotated[int, typer.Option(min=1, help="pictures that tell the renderer how the person looks")] = 6,
     feather: Annotated[float, typer.Option(min=0, max=0.5, help="soft edge of the mask, share of the crop")] = 0.05,
+    seam: Annotated[
+        Literal["match", "plain"], typer.Option(help="let colours meet along the mask's edge, or leave them")
+    ] = "match",
     crf: Annotated[int, typer.Option(min=0, max=51, help="x264's quality, 0 is lossless")] = 18,
     batch: Annotated[int, typer.Option(min=0, help="faces drawn together; 0: the renderer's best")] = 0,
     backend: Annotated[str, typer.Option(help="face detector: dlib or face_alignment")] = "dlib",
@@ -217,6 +220,7 @@ def dub(
         colours=colours,
         references=references,
         feather=feather,
+        seam=seam,
         crf=crf,
         batch=batch,
         backend=backend,

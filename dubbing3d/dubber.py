@@ -15,6 +15,7 @@ from common.dubbing.stream import Scene, WhenShorter, held_at_once
 from common.errors import UserError
 from common.face3d.morphable import FaceModel
 from common.faces.paste import cut_crops, paste_crops
+from common.faces.seam import match_seam
 from dubbing3d.build import LoadedExpression
 from dubbing3d.coefficients import spoken_columns
 from dubbing3d.crop_mask import crop_mask, feathered
@@ -54,6 +55,8 @@ class DubSettings:
     """Pictures of the clip that tell the renderer how the person looks."""
     feather: float = 0.05
     """Width of the mask's soft edge as a share of the crop."""
+    seam: Literal["match", "plain"] = "match"
+    """Let the drawing's colours meet the frame's along the soft edge (`common.faces.seam`), or leave them."""
     crf: int = 18
     """x264's quality of the output, 0 (lossless) to 51."""
     batch: int = 0
@@ -228,7 +231,8 @@ class Dubber:
                 torch.cuda.synchronize(self._device)
         with self._clock("paste"):
             shares = feathered(masks, round(self._settings.feather * self._plan.size / 2))
-            pasted = paste_crops(images, (parts.image + 1) / 2, shares, self._plan.matrices[sources])
+            image = match_seam(parts.image, crops, shares) if self._settings.seam == "match" else parts.image
+            pasted = paste_crops(images, (image + 1) / 2, shares, self._plan.matrices[sources])
         if self.sheet is not None:
             self._note(crops, faces.with_expression(wanted), matrices, parts, sources, numbers)
         return pasted

@@ -13,9 +13,10 @@ from torch.utils.data import Dataset, default_collate
 from common.audio.features import tile_to
 from common.audio.io import load_audio
 from common.config import config_hash
-from common.data.corpus import SAMPLE_RATE, Corpus
+from common.data.corpus import MANIFEST, SAMPLE_RATE, Corpus
 from common.data.sampling import Draw
 from common.errors import UserError
+from common.hardware import cores
 from common.memo import Memo
 from common.rng import StepRandom
 from common.synthetic.build import build_identity_corpus
@@ -27,9 +28,10 @@ def open_corpus(cfg: DataConfig) -> Corpus:
     """The corpus of `cfg.root`, or the embedded one, built on first use into `corpora/`."""
     if cfg.root:
         return Corpus.open(Path(cfg.root))
-    return build_identity_corpus(
-        Path("corpora") / f"identity-{config_hash(cfg.embedded)}", cfg.embedded, workers=max(1, cfg.workers)
-    )
+    folder = Path("corpora") / f"identity-{config_hash(cfg.embedded)}"
+    if not (folder / MANIFEST).exists():
+        print(f"building the embedded corpus first: {folder}", flush=True)
+    return build_identity_corpus(folder, cfg.embedded, workers=cores())
 
 
 def crop_batch(waves: Tensor, cfg: DataConfig, seed: int, step: int) -> Tensor:

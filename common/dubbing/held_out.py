@@ -18,7 +18,9 @@ def given_or_held_out(
     """
     if held_out and video is None and audio is None:
         return held_out_pair(corpus())
-    if held_out or video is None or audio is None:
+    if held_out:
+        raise UserError("--held-out chooses video and speech itself: leave --video and --audio out")
+    if video is None or audio is None:
         raise UserError("dub needs --video and --audio, or --held-out for a clip of the training corpus")
     return video, audio
 

@@ -82,7 +82,10 @@ def open_talking_corpus(root: str, embedded: TalkingCorpusOptions) -> Corpus:
     """The corpus at `root`, or, where that is empty, the embedded one, built on first use into `corpora/`."""
     if root:
         return Corpus.open(Path(root))
-    return build_talking_corpus(Path("corpora") / f"talking-{config_hash(embedded)}", embedded, workers=cores())
+    folder = Path("corpora") / f"talking-{config_hash(embedded)}"
+    if not (folder / MANIFEST).exists():
+        print(f"building the embedded corpus first, {embedded.seconds:g} s of talking people: {folder}", flush=True)
+    return build_talking_corpus(folder, embedded, workers=cores())
 
 
 def build_talking_corpus(out: Path, options: TalkingCorpusOptions | None = None, *, workers: int = 2) -> Corpus:

@@ -60,7 +60,7 @@ def jaws(painter: Painter) -> np.ndarray:
 
 def test_only_the_lower_face_changes_and_everything_else_keeps_its_bits(tmp_path: Path, kept: type[KeptFrames]) -> None:
     film, painter = Film([0.0, 0.2, 0.5, 0.2, 0.0, 0.1]), Painter()
-    report, images = run(tmp_path, film, 0.24, painter)
+    report, images = run(tmp_path, film, 0.24, painter, seam="plain")
     assert (report.frames, report.without_face, report.silent) == (6, 0, 0)
     assert painter.begun == [2]
     for before, after, points in zip(images, kept.made.images, film.points.numpy(), strict=True):
