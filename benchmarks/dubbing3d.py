@@ -43,7 +43,7 @@ SENTENCE = "The sky above the harbour was grey, and nobody spoke for a while."
 PROBES = ((256, 48), (128, 96), (64, 192))
 """Channels and size of the convolutions whose median rate makes the floor: the renderer's own."""
 SIZE = (640, 360)
-LENGTHS = (10, 60)
+LENGTHS = (5, 25)
 """Seconds of the videos whose dubbing's memory is compared."""
 
 
