@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.files import atomic_path
+from common.provenance import Provenance, write_png
 from dubbing3d.render_parts import RenderParts
 
 COLUMNS = ("reference", "before", "3D render", "warp", "colour mask", "attention mask", "output")
@@ -58,8 +58,8 @@ class DebugSheet:
         strip = torch.cat(shown, dim=2).add(1).mul(127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
         self._rows.append((f"frame {index}, confidence {confidence:.2f}", np.ascontiguousarray(strip)))
 
-    def save(self, path: Path) -> None:
-        """Write the sheet as PNG, atomically."""
+    def save(self, path: Path, label: Provenance) -> None:
+        """Write the sheet as a labelled PNG, atomically."""
         width, height = _PANEL * len(COLUMNS), _HEAD + len(self._rows) * (_PANEL + _HEAD) + _HEAD + _PLOT
         sheet = Image.new("RGB", (width, height), "white")
         draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
@@ -78,5 +78,4 @@ class DebugSheet:
         across = (np.arange(len(lows)) + 0.5) / len(lows) * width
         points = [(float(x), float(height - 2 - v * (_PLOT - 4))) for x, v in zip(across, lows, strict=True)]
         draw.line(points if len(points) > 1 else points * 2, "blue")
-        with atomic_path(path) as temporary:
-            sheet.save(temporary, format="PNG")
+        write_png(path, np.asarray(sheet), label)

@@ -95,6 +95,7 @@ def dub(
         made.append(Dubber(performer, scene, settings, debug=sheet is not None))
         return made[0]
 
+    label = provenance or Provenance.create(ProvenanceConfig(), config_hash=config_hash(settings))
     report = dub_stream(
         video,
         audio,
@@ -104,11 +105,11 @@ def dub(
         crf=settings.crf,
         backend=backend,
         detect=detect,
-        label=provenance or Provenance.create(ProvenanceConfig(), config_hash=config_hash(settings)),
+        label=label,
         progress=progress,
     )
     if sheet is not None and made[0].sheet is not None:
-        made[0].sheet.save(sheet)
+        made[0].sheet.save(sheet, label)
     return report
 
 

@@ -96,7 +96,7 @@ def test_both_stages_dub_and_are_named_in_the_label(tmp_path: Path, inputs: tupl
     assert code == 0, text
     assert "5 frames" in text
     assert "fit" in text
-    assert sheet.is_file()
+    assert read_label(sheet)["AIGC"]["Label"] == "1"
     assert probe_video(out).frames == 5
     assert len(read_label(out)["speechface"]["checkpoint_sha256"]) == 64
 
