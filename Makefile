@@ -36,7 +36,7 @@ format: install ## let ruff format and mend what it can
 	$(PY) -m ruff format .
 
 test: install ## the fast tests; with SPEECHFACE_MEDIA set, those on real media as well
-	$(PY) -m pytest -n auto --dist loadfile
+	$(PY) -m pytest -n auto --dist loadfile --max-worker-restart 0
 
 test-slow: install ## the minutes-long tests
 	$(PY) -m pytest -m slow

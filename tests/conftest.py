@@ -8,6 +8,10 @@ import torch
 
 from common.data.corpus import Corpus
 
+# librosa compiles itself into a cache that two processes at a time can mix up, which ends in a segmentation fault.
+_WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
+os.environ["NUMBA_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / f"numba-{_WORKER}")
+
 # The networks of tests are too small to share, and threads that wait for each other stall on a busy machine.
 torch.set_num_threads(1)
 
