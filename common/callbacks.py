@@ -1,7 +1,6 @@
 """What happens around training steps: logged losses and times, sample grids, a progress bar; and the EMA of weights."""
 
 import math
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,13 +10,12 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
 from common.config import ExperimentConfig, config_hash
 from common.errors import DivergenceError
+from common.progress import Bars
 from common.provenance import Provenance, write_png
 from common.training import TrainModule, reduce_mean
 
@@ -164,35 +162,33 @@ def to_grid(images: Tensor) -> Image.Image:
 
 
 class ProgressBar(Callback):
-    """Steps done, time left and the losses of the newest row on standard error; silent where that is no terminal."""
+    """Steps done, time left and the losses of the newest row on standard error."""
 
     def __init__(self, total: int, losses: StepLogger) -> None:
         self._losses = losses
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=Console(file=sys.stderr))
+        self._progress = Bars()
         self._task = self._progress.add_task("train", total=total)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Show it on the first rank."""
-        if trainer.is_global_zero and sys.stderr.isatty():
+        if trainer.is_global_zero:
+            self._progress.reset(self._task, completed=cast(TrainModule, module).step)
             self._progress.start()
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         """Advance."""
         losses = " ".join(f"{name.rpartition('/')[2]} {value:.3g}" for name, value in self._losses.last.items())
-        self._progress.update(self._task, completed=cast(TrainModule, module).step, description=losses or "train")
+        self._progress.update(
+            self._task, completed=cast(TrainModule, module).step, description=f"train {losses}".rstrip()
+        )
 
     def on_train_end(self, *_: Any) -> None:
         """Leave the terminal clean."""
-        self._close()
+        self._progress.stop()
 
     def on_exception(self, *_: Any) -> None:
         """Leave the terminal clean."""
-        self._close()
-
-    def _close(self) -> None:
-        if self._progress.live.is_started:
-            self._progress.stop()
+        self._progress.stop()
 
 
 def _key(name: str) -> str:

@@ -76,7 +76,7 @@ class TrainerConfig:
     keep_every: int = 0
     """Steps between two numbered checkpoints that stay for good; a multiple of `save_every`; 0 for none."""
     progress: bool = True
-    """Show a progress bar where standard error is a terminal."""
+    """Show the progress on standard error: a bar on a terminal, else a line every half a minute."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Further arguments of lightning.Trainer, unchanged (deterministic, sync_batchnorm, limit_val_batches ...)."""
 

@@ -5,26 +5,22 @@ The videos lie in a folder under the names of the clips: `clips/s9/0001.mp4`, `s
 clip's own. A picture of another size is resized to the clip's.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.nn import functional as F
 
 from common.clip_scores import ClipScore, ClipScorer, HeldOut, Likeness
 from common.data.corpus import SAMPLE_RATE
 from common.errors import UserError
+from common.progress import counted
 from common.sync_scoring import VIDEO_SUFFIXES
 from common.syncnet import FPS, SyncNet
 from common.video import read_frames
-
-Item = TypeVar("Item")
 
 _BATCH = 16  # frames that are held and compared at once
 _PREFIX = "clips/"
@@ -59,7 +55,7 @@ def score_folder(
         name = names_of(clips[0].id)[-1]
         raise UserError(f"{folder} holds no video of a held-out clip; name them after the clips, such as {name}.mp4")
     scores, failed, resized = [], [], 0
-    for clip in with_bar(clips, "videos"):
+    for clip in counted(clips, "videos"):
         if not places[clip.id]:
             failed.append((clip.id, "there is no video of it"))
             continue
@@ -117,11 +113,3 @@ def _fitted(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
     resized = F.interpolate(pixels, shape[:2], mode="bilinear", align_corners=False, antialias=True)
     return resized[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy()
-
-
-def with_bar(clips: Sequence[Item], label: str) -> Iterator[Item]:
-    """The clips under a progress bar, which is shown on terminals only."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        yield from progress.track(clips, description=label)

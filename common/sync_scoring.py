@@ -1,13 +1,10 @@
 """LSE over a corpus, a folder of videos or one video: what to score, by which network, and the report."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from common.checkpoints import LAST, find_resumable
 from common.config import RunConfig, TrainerConfig, WandbConfig
@@ -16,6 +13,7 @@ from common.errors import UserError
 from common.faces.base import FaceBackend, load_backend
 from common.files import sha256, write_json
 from common.metrics.lse import LseResult, SyncScore, describe, injected_offsets, score_streams, summarize
+from common.progress import counted
 from common.sync_protocols import PROTOCOLS, lip_stream, score_video, sound_of
 from common.syncnet import KIND, SyncNet, load_syncnet
 from common.syncnet_train import SyncConfig, SyncDataConfig, train_syncnet
@@ -200,7 +198,7 @@ def score_sources(
     label = protocol if finder is None else f"{protocol}[{finder.name}]"
     journal = _Journal(kept, {"extractor": net.name, "protocol": label, "inject": inject})
     items = []
-    for source in _with_progress(sources, f"lse {label}"):
+    for source in counted(sources, f"lse {label}"):
         item = journal.find(source)
         if item is None:
             item = _score(net, source, protocol, finder, inject)
@@ -267,13 +265,6 @@ def _counted(item: Scored, protocol: str) -> list[SyncScore]:
             valid_confidence=mean(score.valid_confidence for score in rows),
         )
     ]
-
-
-def _with_progress(sources: Sequence[Source], label: str) -> Iterator[Source]:
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        yield from progress.track(sources, description=label)
 
 
 def _listed(title: str, rows: Sequence[tuple[str, str]], most: int = 5) -> Iterable[str]:

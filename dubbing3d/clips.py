@@ -1,25 +1,20 @@
 """The clips of a split whose frames have coefficients of the face model in use, and their crops for the renderer."""
 
 import math
-import sys
-from collections.abc import Iterable, Sequence
-from typing import TypeVar
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from common.data.corpus import Corpus
 from common.errors import UserError
 from common.face3d.morphable import FaceModel, load_face_model
+from common.progress import counted
 from common.video import Clip
 from dubbing3d.coefficients import ClipCoefficients, FaceModelMark
 from dubbing3d.config import DataConfig
 from dubbing3d.crops import FPS, cut_crops, moved, render_matrices
 
-Item = TypeVar("Item")
 _CHUNK = 64  # frames that are decoded and cut at once
 
 
@@ -52,7 +47,8 @@ class DubClips:
         """(T,2,3) for each clip, where its crops lie; NaN where the face or its coefficients are not known"""
         self._coefficients: dict[int, ClipCoefficients] = {}
         self._pictures: list[Tensor] = []
-        for row in _shown(corpus.items(kind="clip", split=split).to_dict("records"), f"checking {split} clips"):
+        rows = corpus.items(kind="clip", split=split).to_dict("records")
+        for row in counted(rows, f"checking {split} clips", transient=True):
             clip = Clip(corpus.file(str(row["path"])))
             points = clip.landmarks if row["fps"] == FPS and int(row["frames"]) >= shortest else None
             matrices = None if points is None else self._known(clip, points, cfg.min_confidence)
@@ -107,7 +103,7 @@ class DubClips:
         """Cut all crops now and keep them, where the configuration asks for it."""
         if not self.cached or self._pictures:
             return
-        shown = _shown(range(len(self)), "reading clips")
+        shown = counted(range(len(self)), "reading clips", transient=True)
         self._pictures = [self._cut(index, 0, len(self.matrices[index])) for index in shown]
 
     def crops(self, index: int, frames: np.ndarray) -> Tensor:
@@ -130,12 +126,6 @@ class DubClips:
             frames = self.clips[index].frames(begin, length)
             parts.append(cut_crops(frames, matrices[begin : begin + length], self.size))
         return torch.cat(parts)
-
-
-def _shown(items: Sequence[Item], what: str) -> Iterable[Item]:
-    """The items under a progress bar, where standard error is a terminal."""
-    console = Console(file=sys.stderr)
-    return track(items, what, console=console, transient=True, disable=not console.is_terminal)
 
 
 def runs(matrices: np.ndarray, count: int) -> np.ndarray:

@@ -81,7 +81,7 @@ def dub(
         detect: finds speech in the sound.
         provenance: the output's label; None is one without a checkpoint.
         sheet: where the debug sheet goes, a PNG; None makes none.
-        progress: draw bars, on a terminal only.
+        progress: show how far it is.
 
     Raises:
         UserError: inputs that cannot be read or have no picture, face or sound; an output that cannot be written.

@@ -21,7 +21,7 @@ from common.clip_scores import ClipScore, paired_difference, report
 from common.face3d.fit_start import compose_affine, invert_affine
 from common.face3d.morphable import FaceModel
 from common.metrics.temporal import flicker, landmark_jerk
-from common.score_videos import with_bar
+from common.progress import counted
 from dubbing3d.crop_mask import MaskKind, crop_mask
 from dubbing3d.data import longest_run
 from dubbing3d.expression_evaluation import REAL, People, chosen_columns
@@ -140,7 +140,7 @@ def evaluate_renderer(
     rows, scores = list[FrameRow](), {name: list[ClipScore]() for name in (RENDERED, *BASELINES)}
     columns, pictures = chosen_columns(people.chosen), dict[str, list[np.ndarray]]()
     warper = WarpRenderer(model)
-    for index in with_bar(people.chosen, "drawn clips"):
+    for index in counted(people.chosen, "drawn clips"):
         clip = _Clip(people, index, model, renderer.mask, frames, references)
         found: dict[str, list[dict[str, Tensor]]] = {name: [] for name in scores}
         for shown, drawn, reference in _stretches(clip, renderer, warper):

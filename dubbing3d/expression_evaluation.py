@@ -22,7 +22,7 @@ from common.metrics.expression import expression_distance
 from common.metrics.landmark import landmark_distance
 from common.metrics.lse import MIN_FRAMES
 from common.metrics.means import ratio_of_means
-from common.score_videos import with_bar
+from common.progress import counted
 from common.syncnet import SAMPLES_PER_FRAME, SyncNet
 from dubbing3d.build import LoadedExpression
 from dubbing3d.clips import DubClips
@@ -141,7 +141,7 @@ def evaluate_expression(
     projector, spoken = LandmarkProjector(model), spoken_columns(model.expression_names)
     scores: dict[str, list[ClipScore]] = {PREDICTED: [], MEAN: [], TRUE: []}
     columns, pictures = chosen_columns(people.chosen), dict[str, list[np.ndarray]]()
-    for index in with_bar(people.chosen, "speech"):
+    for index in counted(people.chosen, "speech"):
         start, count = longest_run(people.clips.matrices[index])
         count = min(count, frames or count)
         found, part = people.clips.coefficients(index), slice(start, start + count)

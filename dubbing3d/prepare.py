@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
@@ -10,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from common.data.corpus import Corpus
 from common.data.prepare import worker_count
@@ -19,6 +16,7 @@ from common.errors import UserError
 from common.face3d.fit import fit_sequence
 from common.face3d.morphable import FaceModel, load_face_model
 from common.files import atomic_path
+from common.progress import counted
 from common.video import Clip
 from common.video.clip import COEFFICIENTS
 from dubbing3d.coefficients import ClipCoefficients
@@ -76,15 +74,13 @@ def fit_corpus(
     report = FitReport(kept=len(folders) - len(todo))
     work = partial(fit_clip, spec=spec, photometric=photometric, device=device)
     sure = []
-    with _bar(len(todo)) as bar:
-        task = bar.task_ids[0]
-        for folder, found in _done(todo, work, worker_count(workers, len(todo))):
-            bar.advance(task)
-            if isinstance(found, str):
-                report.failed.append(f"{folder.relative_to(corpus.root)}: {found}")
-            else:
-                report.fitted += 1
-                sure.append(found)
+    done = _done(todo, work, worker_count(workers, len(todo)))
+    for folder, found in counted(done, "fitting clips", len(todo)):
+        if isinstance(found, str):
+            report.failed.append(f"{folder.relative_to(corpus.root)}: {found}")
+        else:
+            report.fitted += 1
+            sure.append(found)
     report.failed.sort()
     report.confidence = float(np.mean(sure)) if sure else float("nan")
     return report
@@ -164,13 +160,3 @@ def _done(folders: Sequence[Path], work: "partial[float | str]", workers: int) -
 
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@contextmanager
-def _bar(total: int) -> Iterator[Progress]:
-    """A progress bar, on a terminal only."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        bar.add_task("fitting clips", total=total)
-        yield bar

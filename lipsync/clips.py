@@ -1,12 +1,9 @@
 """Face crops and speech of a split's clips, cut as for dubbing, by landmarks alone; in memory where they fit."""
 
 import math
-import sys
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from common.audio.lipsync_features import SpeechFeatures
@@ -14,6 +11,7 @@ from common.data.corpus import Corpus
 from common.errors import UserError
 from common.faces.align import warp
 from common.faces.tracks import crop_matrices
+from common.progress import counted
 from common.video import Clip
 from lipsync.networks.blocks import WINDOW
 from lipsync.networks.expert import FRAMES
@@ -79,10 +77,7 @@ class SpeakingClips:
                 "frames on end"
             )
         if cache:
-            count, console = range(len(self)), Console(file=sys.stderr)
-            shown = track(
-                count, f"reading {split} clips", console=console, transient=True, disable=not console.is_terminal
-            )
+            shown = counted(range(len(self)), f"reading {split} clips", transient=True)
             self._kept = [self._cut(index, 0, len(self.faces[index])) for index in shown]
 
     def __len__(self) -> int:

@@ -104,7 +104,7 @@ def dub(
         backend: finds faces; None is dlib.
         detect: finds speech in the sound.
         provenance: the output's label; None is one without a checkpoint.
-        progress: draw bars, on a terminal only.
+        progress: show how far it is.
 
     Raises:
         UserError: inputs that cannot be read or have no picture, face or sound; an output that cannot be written.

@@ -18,8 +18,9 @@ from torch import Tensor
 from common.clip_scores import IMAGE, ClipScore, ClipScorer, HeldOut, paired_difference, report
 from common.faces.paste import box_mask, cut_crops, paste_crops
 from common.metrics.lse import MIN_FRAMES
+from common.progress import counted
 from common.provenance import Provenance
-from common.score_videos import names_of, with_bar
+from common.score_videos import names_of
 from common.syncnet import SAMPLES_PER_FRAME, SyncNet
 from common.video import Clip, VideoWriter
 from lipsync.clips import face_matrices
@@ -82,7 +83,7 @@ def evaluate(
     chosen, pictures = _chosen(clips), dict[str, list[np.ndarray]]()
     scores: dict[str, list[ClipScore]] = {}
     others = other_speech(clips)
-    for place, clip in enumerate(with_bar(clips, "dubbed clips")):
+    for place, clip in enumerate(counted(clips, "dubbed clips")):
         wanted = [frame for number, frame in chosen if number == place]
         with ExitStack() as stack:
             writer = None if save is None else stack.enter_context(_writer(save, clip, label))

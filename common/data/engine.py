@@ -25,13 +25,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from common.audio.io import write_wav
 from common.data.corpus import MANIFEST, REPORT, SAMPLE_RATE, Item
 from common.errors import UserError
 from common.files import atomic_folder, atomic_path, safe_join, write_json
+from common.progress import Bars
 from common.provenance import Provenance, write_png
 
 Engine = Literal["local", "ray"]
@@ -130,7 +129,7 @@ def run_units(units: Sequence[Unit], job: Job, *, workers: int, label: str, engi
         units: the work; keys must be unique.
         job: see `Job`.
         workers: processes; 0 works in this one.
-        label: words of the progress bar, which is drawn on a terminal only.
+        label: words of the progress bar.
         engine: local, or ray: the same function on the processes of a Ray cluster, which must see the input and the
             corpus under the same paths; `workers` then bounds what is in work at once on a cluster of this machine.
 
@@ -145,9 +144,7 @@ def run_units(units: Sequence[Unit], job: Job, *, workers: int, label: str, engi
     if pending:
         # A manifest means a finished corpus, so it goes before the first file changes.
         _remove(job.root / MANIFEST)
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Bars() as progress:
         task = progress.add_task(label, total=len(units), completed=len(records))
         for record in _run(pending, job, workers, engine):
             records[record.key] = record

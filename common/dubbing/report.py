@@ -1,22 +1,11 @@
 """What a dub tells: progress while it runs, and figures at its end."""
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import ProgressColumn, Task
 from rich.text import Text
 
-T = TypeVar("T")
+from common.progress import Bars
 
 
 @dataclass
@@ -63,16 +52,6 @@ class Rate(ProgressColumn):
         return Text(f"{task.finished_speed or task.speed or 0:.1f} frames/s")
 
 
-def progress_bars(shown: bool) -> Progress:
-    """Bars on standard error, on a terminal only."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-    return Progress(*columns, console=console, disable=not (shown and console.is_terminal))
-
-
-def with_bar(items: Iterable[T], bars: Progress, label: str, total: int | None) -> Iterator[T]:
-    """The same items, counted by a bar of their own."""
-    task = bars.add_task(label, total=total)
-    for item in items:
-        bars.advance(task)
-        yield item
+def progress_bars(shown: bool) -> Bars:
+    """The bars of a dub."""
+    return Bars(Rate(), shown=shown)

@@ -14,16 +14,16 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from rich.progress import Progress
 
 from common.background import ahead, behind
 from common.dubbing.footage import Footage, Playback, Shown, open_footage
-from common.dubbing.report import DubReport, progress_bars, with_bar
+from common.dubbing.report import DubReport, progress_bars
 from common.dubbing.speech import Detector, Speech, listen
 from common.errors import UserError
 from common.faces.base import FaceBackend, load_backend
 from common.faces.track import track_frames
 from common.faces.tracks import Tracking
+from common.progress import Bars
 from common.provenance import Provenance
 from common.stopwatch import Stopwatch
 from common.video import VideoWriter
@@ -47,7 +47,7 @@ class Scene:
     """Length of the output."""
     clock: Stopwatch
     """Of the stages, for the report."""
-    bars: Progress
+    bars: Bars
 
 
 class Dubber(Protocol):
@@ -89,7 +89,7 @@ def dub_stream(
         backend: finds faces; None is dlib.
         detect: finds speech in the sound.
         label: the output's.
-        progress: draw bars, on a terminal only.
+        progress: show how far it is.
 
     Raises:
         UserError: inputs that cannot be read or have no picture, face or sound; an output that cannot be written.
@@ -105,7 +105,7 @@ def dub_stream(
         report = DubReport(seconds=seconds, stages=clock.seconds)
         with progress_bars(progress) as bars, writer:
             frames = reader.each("read", footage.read_until(seconds))
-            tracking = _track(with_bar(frames, bars, f"faces in {video.name}", footage.frames), footage, backend, clock)
+            tracking = _track(bars.counted(frames, f"faces in {video.name}", footage.frames), footage, backend, clock)
             playback = Playback(footage, tracking.times, seconds)
             dubber = prepare(Scene(footage, tracking, speech, seconds, clock, bars))
             pictures = ahead(reader.each("read", playback.pictures()), dubber.batch)

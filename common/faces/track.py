@@ -8,15 +8,13 @@ kept.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from common.errors import UserError
 from common.faces.align import align_face
@@ -27,6 +25,7 @@ from common.faces.images import as_rgb
 from common.faces.patch import Box, area, overlap, visible_share
 from common.faces.shots import ShotDetector
 from common.faces.tracks import Track, Tracking
+from common.progress import counted
 from common.video import probe_video, read_frames
 
 _CHIP, _CHIP_MARGIN, _CHIPS = 150, 0.25, 3
@@ -98,7 +97,7 @@ def track_video(
     rate = float(info.fps if fps is None else fps)
     frames: Iterable[tuple[float, np.ndarray]] = ((frame.time, frame.image) for frame in read_frames(path, fps=fps))
     if progress:
-        frames = _with_bar(frames, info.frames if fps is None else round(info.seconds * fps), f"faces in {path.name}")
+        frames = counted(frames, f"faces in {path.name}", info.frames if fps is None else round(info.seconds * fps))
     return track_frames(frames, backend, settings, fps=rate)
 
 
@@ -134,15 +133,6 @@ def track_frames(
         times.append(time)
     tracks = tracker.tracks()
     return Tracking(len(times), fps, np.array(times, np.float64), size or (0, 0), tracker.shots.starts, tracks)
-
-
-def _with_bar(
-    frames: Iterable[tuple[float, np.ndarray]], total: int | None, label: str
-) -> Iterator[tuple[float, np.ndarray]]:
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        yield from bar.track(frames, total=total, description=label)
 
 
 class _Tracker:
