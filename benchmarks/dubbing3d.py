@@ -1,7 +1,8 @@
 """Paper 4's renderer beside its floor, and dubbing by stages: `python -m benchmarks dubbing3d`.
 
-The floor is the time that the multiply-accumulates take at the rate of plain 3x3 convolutions, measured in the same
-run on the same machine. Then what draws without training, `dub` by stages on a synthetic head that speaks and on the
+The floor is the time that the networks' multiply-accumulates (table 7) take at the rate of plain 3x3 convolutions,
+measured in the same run on the same machine. Fewer are done (`dubbing3d.networks.convolutions`); the same ratio is
+printed for those too. Then what draws without training, `dub` by stages on a synthetic head that speaks and on the
 first clip of $SPEECHFACE_MEDIA/real/clips where that is set, and the peak of a process's memory by the length of the
 video. Weights are random, which takes as long as trained ones.
 """
@@ -30,6 +31,7 @@ from common.synthetic.speech import speak
 from common.video import VideoWriter
 from dubbing3d.build import LoadedExpression, LoadedRenderer, build_expression, build_renderer
 from dubbing3d.coefficients import FaceModelMark
+from dubbing3d.complexity import complexity
 from dubbing3d.config import DubbingConfig
 from dubbing3d.crop_mask import crop_mask
 from dubbing3d.dub import dub
@@ -61,7 +63,9 @@ def compare_renderer(device: str, batch: int, dtype: torch.dtype) -> None:
         "flow and texture (SFM, TMN)": lambda: _run(network.texture, guide, references),
         "whole renderer": lambda: _run(network, guide, references, crop),
     }
-    macs = {name: multiply_accumulates(function) for name, function in functions.items()}
+    table, parts = complexity(), (("SFM", "TMN"), ("SFM", "TMN", "RBFIN"))
+    stated = [1e9 * batch * sum(table[part]["gmacs"] for part in each) for each in parts]
+    done = [multiply_accumulates(function) for function in functions.values()]
     work: dict[str, float] = {}
     probes: dict[str, Callable[[], object]] = {}
     for channels, side in PROBES:
@@ -73,11 +77,12 @@ def compare_renderer(device: str, batch: int, dtype: torch.dtype) -> None:
     times = interleaved_medians({**functions, **probes}, repeats=5 if device == "cpu" else 30, warmup=1)
     rate = statistics.median(work[name] / times[name][0] for name in work)
     print(f"\n{size} px, batch {batch}, {dtype}, {device}; 3x3 convolutions run at {rate / 1e9:.0f} GMAC/s")
-    for name, count in macs.items():
-        seconds, floor = times[name][0], count / rate
+    for name, count, work_done in zip(functions, stated, done, strict=True):
+        seconds = times[name][0]
         print(
             f"{name:30}{batch / seconds:9.2f} frames/s{count / batch / 1e9:9.1f} GMAC a frame"
-            f"{seconds / floor:7.2f} times its floor (aim: 1.3)"
+            f"{seconds * rate / count:7.2f} times its floor (aim: 1.3);{work_done / batch / 1e9:7.1f} GMAC are done,"
+            f"{seconds * rate / work_done:5.2f} times theirs"
         )
 
 

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dubbing3d.networks.convolutions import SlimConv2d
+
 SCALES = ("low", "mid", "high")
 """Maps of S/4, S/2 and S: the 48, 96 and 192 px of the paper's 192 px images, coarse to fine."""
 _LOWEST = 64
@@ -49,8 +51,8 @@ class Heads(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.colour = nn.Conv2d(channels, 3, 7, padding=3, bias=False)
-        self.attention = nn.Conv2d(channels, 1, 7, padding=3, bias=False)
+        self.colour = SlimConv2d(channels, 3, 7)
+        self.attention = SlimConv2d(channels, 1, 7)
 
     def forward(self, x: Tensor) -> Halves:
         return Halves(self.colour(x).tanh(), self.attention(x).sigmoid())

@@ -6,10 +6,12 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from common.layers import SPADE
 from dubbing3d.networks.blocks import SCALES, Halves, Heads, ResidualBlock, check_shape, conv_norm, scaled
-from dubbing3d.networks.texture import double, texture_channels
+from dubbing3d.networks.convolutions import GrowingConv2d, StackedConv2d
+from dubbing3d.networks.texture import texture_channels
 
 Scale = Literal["learnable", "sigmoid"] | float
 """The factor of eq. 22: a free number that starts at 0, one in (0, 1), or a constant (table 5: 0 or 1)."""
@@ -44,7 +46,7 @@ class MSAF(nn.Module):
             nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=groups) for kernel in _KERNELS
         )
         self.scale_logits = nn.Parameter(torch.zeros(len(_KERNELS)))
-        self.gate = nn.Conv2d((1 + len(_KERNELS)) * channels, 1, 1)
+        self.gate = StackedConv2d((1 + len(_KERNELS)) * channels, 1, 1)
         self.form = scale
         self.scale: Tensor
         if isinstance(scale, str):
@@ -59,7 +61,7 @@ class MSAF(nn.Module):
 
     def forward(self, features: Tensor, texture: Tensor) -> Tensor:
         seen = [conv(texture) for conv in self.convs]
-        gate = self.gate(torch.cat([features, *seen], dim=1)).sigmoid()
+        gate = self.gate(features, *seen).sigmoid()
         weights = self.scale_logits.softmax(dim=0)
         mixed = weights[0] * seen[0] + weights[1] * seen[1] + weights[2] * seen[2]
         return features + (self.factor() * gate * mixed).to(features.dtype)
@@ -118,8 +120,8 @@ class RBFIN(nn.Module):
         self.blocks = nn.Sequential(*(ResidualBlock(widths[-1]) for _ in range(_BLOCKS)))
         self.up = nn.ModuleList()
         for level, (above, below) in reversed(list(enumerate(pairs))):
-            guided = level in (1, 2)
-            self.up.append(_UpBlock(below, above, guide_channels, scaled(_HIDDEN, width) if guided else None))
+            hidden = scaled(_HIDDEN, width) if level in (1, 2) else None
+            self.up.append(_UpBlock(below, above, guide_channels, hidden, large=level < len(SCALES)))
         self.fuse = nn.ModuleDict()
         for name, channels in texture_channels(width).items():
             if texture and name in scales:
@@ -169,22 +171,33 @@ def _levels(size: int) -> int:
 
 
 class _UpBlock(nn.Module):
-    """Twice the size, the skip beside it, two 3x3 convolutions with norms, by SPADE where `hidden` is given."""
+    """Twice the size, the skip beside it, two 3x3 convolutions with norms, by SPADE where `hidden` is given.
 
-    def __init__(self, inputs: int, outputs: int, guide_channels: int, hidden: int | None) -> None:
+    Where maps are `large`, what repeats pixels costs most; where they are small, what reads the weights does.
+    """
+
+    def __init__(self, inputs: int, outputs: int, guide_channels: int, hidden: int | None, *, large: bool) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(
-            nn.Conv2d(channels, outputs, 3, padding=1, bias=False) for channels in (inputs + outputs, outputs)
-        )
-        self.guided = hidden is not None
+        stacked = inputs + outputs
+        first = GrowingConv2d(stacked, outputs) if large else nn.Conv2d(stacked, outputs, 3, padding=1, bias=False)
+        self.convs = nn.ModuleList([first, nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)])
+        self.large, self.guided = large, hidden is not None
         self.norms = nn.ModuleList(
             nn.InstanceNorm2d(outputs, affine=True) if hidden is None else SPADE(outputs, guide_channels, hidden=hidden)
             for _ in self.convs
         )
 
     def forward(self, x: Tensor, skip: Tensor, guide: Tensor) -> Tensor:
-        x = torch.cat([double(x), skip], dim=1)
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = conv(x)
-            x = (norm(x, guide) if self.guided else norm(x)).relu()
-        return x
+        first, second = self.convs
+        x = first(x, skip) if self.large else first(torch.cat([_repeated(x), skip], dim=1))
+        x = self._normed(0, x, guide)
+        return self._normed(1, second(x), guide)
+
+    def _normed(self, index: int, x: Tensor, guide: Tensor) -> Tensor:
+        norm = self.norms[index]
+        return (norm(x, guide) if self.guided else norm(x)).relu()
+
+
+def _repeated(x: Tensor) -> Tensor:
+    """Each pixel four times: (B, C, H, W) -> (B, C, 2H, 2W)."""
+    return F.interpolate(x, scale_factor=2, mode="nearest")

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from common.layers import SPADE
 from dubbing3d.networks.blocks import Halves, Heads, ResidualBlock, check_shape, conv_norm, scaled
+from dubbing3d.networks.convolutions import GrowingConv2d
 
 _HIDDEN = 64
 _BLOCKS = 9
@@ -48,9 +48,11 @@ class TMN(nn.Module):
         self.blocks = nn.Sequential(*(ResidualBlock(low) for _ in range(_BLOCKS - 1)))
         self.guided = GuidedResidualBlock(low, guide_channels, hidden)
         self.skip = SPADE(mid, guide_channels, hidden=hidden)
-        self.merge = nn.Conv2d(low + mid, mid, 3, padding=1, bias=False)
+        self.merge = GrowingConv2d(low + mid, mid)
         self.modulate = SPADE(mid, guide_channels, hidden=hidden)
-        self.leave = conv_norm(mid + high, high)
+        self.leave = nn.Sequential(
+            GrowingConv2d(mid + high, high), nn.InstanceNorm2d(high, affine=True), nn.ReLU(inplace=True)
+        )
         self.heads = Heads(high)
 
     def forward(self, warped: Tensor, guide: Tensor) -> Texture:
@@ -58,9 +60,9 @@ class TMN(nn.Module):
         first = self.enter(torch.cat([warped, guide], dim=1))
         second = self.halve(first)
         low = self.guided(self.blocks(self.quarter(second)), guide)
-        merged = self.merge(torch.cat([double(low), self.skip(second, guide)], dim=1))
+        merged = self.merge(low, self.skip(second, guide))
         mid = self.modulate(merged, guide).relu()
-        high = self.leave(torch.cat([double(mid), first], dim=1))
+        high = self.leave[1:](self.leave[0](mid, first))
         return Texture(self.heads(high), {"low": low, "mid": mid, "high": high})
 
 
@@ -77,8 +79,3 @@ class GuidedResidualBlock(nn.Module):
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
         y = self.first_norm(self.first(x), guide).relu()
         return x + self.second_norm(self.second(y), guide)
-
-
-def double(x: Tensor) -> Tensor:
-    """Each pixel four times: (B, C, H, W) -> (B, C, 2H, 2W)."""
-    return F.interpolate(x, scale_factor=2, mode="nearest")
