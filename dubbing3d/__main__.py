@@ -21,6 +21,7 @@ from common.cli import (
 )
 from common.config import load
 from common.dubbing.held_out import given_or_held_out
+from common.dubbing.places import check_inputs, check_output
 from common.errors import UserError
 from dubbing3d.config import DubbingConfig
 
@@ -206,10 +207,22 @@ def dub(
 ) -> None:
     """Make the lips of a video follow other speech, through a 3D face model."""
     from dubbing3d.data import open_corpus
-    from dubbing3d.dub import dub_files
+    from dubbing3d.dub import check_renderer, dub_files
     from dubbing3d.dubber import DubSettings
     from dubbing3d.report import config_of
 
+    drawn_by = check_renderer(renderer)
+    inputs = {
+        "--expression": expression,
+        "--renderer": drawn_by,
+        "--semantic": semantic,
+        "--video": video,
+        "--audio": audio,
+    }
+    check_inputs(inputs)
+    check_output(out, ".mp4", inputs.values())
+    if debug is not None:
+        check_output(debug, ".png", inputs.values())
     footage, speech = given_or_held_out(video, audio, held_out, lambda: open_corpus(config_of(expression).data))
     settings = DubSettings(
         face=face,

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from common.audio.vad import speech_segments
 from common.config import config_hash
+from common.dubbing.places import check_output
 from common.dubbing.report import DubReport
 from common.dubbing.speech import Detector
 from common.dubbing.stream import Scene, dub_stream, ordinary_ending
@@ -28,6 +29,15 @@ from dubbing3d.infer import FaceRenderer, LearnedRenderer
 from dubbing3d.warp_renderer import WarpRenderer
 
 WARP = "warp"
+
+
+def check_renderer(renderer: str) -> Path | None:
+    """The checkpoint that a `--renderer` names, None for the renderer without one; UserError for any other word."""
+    if renderer == WARP:
+        return None
+    if not Path(renderer).exists():
+        raise UserError(f"--renderer {renderer}: no such file; give a checkpoint, or the word {WARP}")
+    return Path(renderer)
 
 
 def load_performer(
@@ -49,10 +59,11 @@ def load_performer(
     model = load_face_model(face_model or first.mark.spec).to(device)
     first.mark.check_model(model, expression)
     drawing: FaceRenderer
-    if renderer == WARP:
+    checkpoint = check_renderer(renderer)
+    if checkpoint is None:
         drawing = WarpRenderer(model)
     else:
-        second = load_renderer(Path(renderer), device)
+        second = load_renderer(checkpoint, device)
         second.mark.check_model(model, renderer)
         drawing = LearnedRenderer(second, model)
     return Performer(first, drawing, model, semantic)
@@ -87,8 +98,8 @@ def dub(
         UserError: inputs that cannot be read or have no picture, face or sound; an output that cannot be written.
     """
     settings = settings or DubSettings()
-    if sheet is not None and sheet.suffix.lower() != ".png":
-        raise UserError(f"{sheet} does not end in .png: the debug sheet is a picture")
+    if sheet is not None:
+        check_output(sheet, ".png", (video, audio))
     made: list[Dubber] = []
 
     def prepare(scene: Scene) -> Dubber:

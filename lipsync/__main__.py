@@ -20,6 +20,7 @@ from common.cli import (
 )
 from common.config import load
 from common.dubbing.held_out import given_or_held_out
+from common.dubbing.places import check_inputs, check_output
 from common.errors import UserError
 from lipsync.config import LipSyncConfig
 
@@ -208,6 +209,9 @@ def dub(
     from lipsync.dub import DubSettings, dub_files
     from lipsync.report import corpus_of
 
+    inputs = {"--checkpoint": checkpoint, "--video": video, "--audio": audio}
+    check_inputs(inputs)
+    check_output(out, ".mp4", inputs.values())
     footage, speech = given_or_held_out(video, audio, held_out, lambda: corpus_of(checkpoint, ""))
     settings = DubSettings(
         face=face,

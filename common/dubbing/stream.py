@@ -17,9 +17,9 @@ import torch
 
 from common.background import ahead, behind
 from common.dubbing.footage import Footage, Playback, Shown, open_footage
+from common.dubbing.places import check_output
 from common.dubbing.report import DubReport, progress_bars
 from common.dubbing.speech import Detector, Speech, listen
-from common.errors import UserError
 from common.faces.base import FaceBackend, load_backend
 from common.faces.track import track_frames
 from common.faces.tracks import Tracking
@@ -94,7 +94,7 @@ def dub_stream(
     Raises:
         UserError: inputs that cannot be read or have no picture, face or sound; an output that cannot be written.
     """
-    _check_paths(video, audio, out)
+    check_output(out, ".mp4", (video, audio))
     clock, reader, encoder = Stopwatch(), Stopwatch(), Stopwatch()
     with clock("wait"), torch.inference_mode():
         footage = open_footage(video)
@@ -142,9 +142,3 @@ def _track(
     with clock("track"):
         found = backend or load_backend()
         return track_frames(clock.each("wait", ahead(frames, _TRACKED_AHEAD)), found, fps=float(footage.fps))
-
-
-def _check_paths(video: Path, audio: Path, out: Path) -> None:
-    for path in (video, audio):
-        if out.exists() and path.exists() and out.samefile(path):
-            raise UserError(f"{out} is an input as well; give the output another name")

@@ -134,7 +134,20 @@ def test_files_that_do_not_belong_together_are_refused_in_one_line(tmp_path: Pat
     refused("--semantic", tmp_path, inputs, "--expression", looking)
     refused("leave --semantic out", tmp_path, inputs, "--expression", first, "--semantic", teacher)
     refused("first.ckpt", tmp_path, inputs, "--expression", tmp_path / "first.ckpt")
-    refused("does not end in .png", tmp_path, inputs, "--expression", first, "--debug", tmp_path / "sheet.jpg")
+
+
+def test_words_and_places_are_looked_at_before_a_network_is_read(
+    tmp_path: Path, inputs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dubbing3d.dub.load_performer", lambda *_, **__: pytest.fail("a network was read"))
+    (tmp_path / "e.ckpt").write_bytes(b"any")
+    first = ("--expression", tmp_path / "e.ckpt")
+    refused("wrap: no such file; give a checkpoint, or the word warp", tmp_path, inputs, *first, "--renderer", "wrap")
+    refused("does not end in .png", tmp_path, inputs, *first, "--debug", tmp_path / "sheet.jpg")
+    refused("--semantic: no such file", tmp_path, inputs, *first, "--semantic", tmp_path / "x")
+    refused("--expression: no such file", tmp_path, inputs, "--expression", tmp_path / "x")
+    refused("--video: no such file", tmp_path, (tmp_path / "x", inputs[1]), *first)
+    refused("is a folder", tmp_path, inputs, *first, "--renderer", tmp_path)
 
 
 def test_a_semantic_checkpoint_of_another_kind_is_refused(tmp_path: Path, inputs: tuple[Path, Path]) -> None:

@@ -79,6 +79,24 @@ def test_what_is_no_checkpoint_is_named(content: bytes, tmp_path: Path, media_fi
     assert not (tmp_path / "o.mp4").exists()
 
 
+def test_files_are_looked_for_before_a_network_is_read(
+    tmp_path: Path, media_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lipsync.dub.LipSync.load", lambda *_, **__: pytest.fail("a network was read"))
+    (tmp_path / "c.ckpt").write_bytes(b"any")
+    given = {"checkpoint": tmp_path / "c.ckpt", "video": media_files[0], "audio": media_files[1]}
+    for wrong in ({"video": tmp_path / "x"}, {"audio": tmp_path / "x"}, {"checkpoint": tmp_path / "x"}):
+        words = given | {"out": tmp_path / "o.mp4"} | wrong
+        code, text = command(*(f"--{name}={value}" for name, value in words.items()))
+        assert code == 2
+        assert text == f"error: --{next(iter(wrong))}: no such file: {tmp_path / 'x'}\n"
+    places = {"o.mov": "does not end in .mp4", "v.mp4": "is an input as well", "c.ckpt/o.mp4": "is a file"}
+    for out, reason in places.items():
+        code, text = command(*(f"--{name}={value}" for name, value in (given | {"out": tmp_path / out}).items()))
+        assert (code, len(text.splitlines())) == (2, 1)
+        assert reason in text
+
+
 def expect_refusal(words: str, video: Path, audio: Path, out: Path, **settings: str) -> None:
     before = sorted(out.parent.iterdir()) if out.parent.is_dir() else None
     with pytest.raises(UserError, match=words) as error:
