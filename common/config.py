@@ -11,16 +11,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from common.errors import UserError
 from common.provenance import ProvenanceConfig
 
 T = TypeVar("T")
+
+_UNFIT = (OmegaConfBaseException, TypeError)
+"""What a merge raises at a value that its field cannot take."""
+_KINDS = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path", NoneType: "null",
+    dict: "`key: value` lines",
+}  # fmt: skip
 
 
 @dataclass
@@ -236,7 +244,7 @@ def _build(schema: type[T], layers: Sequence[tuple[str, dict[str, Any]]]) -> T:
         leaves = list(_leaves(schema, schema, values, "", source))
         try:
             config = OmegaConf.merge(config, values)
-        except OmegaConfBaseException as error:
+        except _UNFIT as error:
             raise _blame(schema, leaves, source, error) from error
     source = layers[-1][0] if layers else schema.__name__
     files = [name for name, _ in layers if name != "command line"]
@@ -290,18 +298,42 @@ def _names(schema: type, prefix: str) -> Iterator[str]:
             yield from _names(sections[f.name], f"{prefix}{f.name}.")
 
 
-def _blame(schema: type, leaves: Sequence[tuple[str, Any]], source: str, error: OmegaConfBaseException) -> UserError:
-    """Find the key that a failed merge stumbled over: OmegaConf does not name it for tuples and sections."""
+def _blame(schema: type, leaves: Sequence[tuple[str, Any]], source: str, error: Exception) -> UserError:
+    """Say over which key a failed merge stumbled, what it was given and what it wants."""
     for key, value in leaves:
         nested = value
         for part in reversed(key.split(".")):
             nested = {part: nested}
         try:
             OmegaConf.merge(OmegaConf.structured(schema), nested)
+        except (ValidationError, TypeError):
+            given = "null" if value is None else repr(value)
+            return UserError(f"{source}: {key} wants {_wanted(_hint(schema, key))}, not {given}")
         except OmegaConfBaseException as single:
-            reason = _first_line(single).replace("'$VALUE' of type '$VALUE_TYPE'", repr(value))
-            return UserError(f"{source}: {single.full_key or key}: {reason}")
-    return UserError(f"{source}: {error.full_key or 'configuration'}: {_first_line(error)}")
+            return UserError(f"{source}: {key}: {_first_line(single)}")
+    return UserError(f"{source}: {_first_line(error)}")
+
+
+def _hint(schema: type, key: str) -> Any:
+    """The type of the field that a dotted key names."""
+    *sections, name = key.split(".")
+    for section in sections:
+        schema = _sections(schema)[section]
+    return get_type_hints(schema)[name]
+
+
+def _wanted(hint: Any) -> str:
+    """A type in the words of a person who writes YAML."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, parts))}"
+    if origin in (Union, UnionType):
+        return " or ".join(map(_wanted, parts))
+    if origin is tuple:
+        return f"a list of {len(parts)} items, each {_wanted(parts[0])}"
+    if origin is list:
+        return f"a list, each item {_wanted(parts[0])}"
+    return _KINDS.get(origin or hint, str(hint))
 
 
 def _first_line(error: BaseException) -> str:

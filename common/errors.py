@@ -13,3 +13,8 @@ class UserError(Exception):
 
 class DivergenceError(UserError):
     """Training ended because a loss is not finite; the last checkpoint is from before."""
+
+
+def reason_of(error: Exception) -> str:
+    """Why FFmpeg or the system refused, in words, without numbers and paths."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

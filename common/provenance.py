@@ -12,17 +12,19 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageError
-from torch import Tensor
 
 from common import __version__
-from common.errors import UserError
+from common.errors import UserError, reason_of
 from common.files import atomic_path
+
+if TYPE_CHECKING:  # reading a label should not wait for torch
+    from torch import Tensor
 
 AIGC_KEYS = (
     "Label",
@@ -120,7 +122,7 @@ class Provenance:
         return {"AIGC": dict(self.aigc), _TOOL: dict(self.tool)}
 
 
-def write_png(path: Path, image: np.ndarray | Tensor, provenance: Provenance) -> None:
+def write_png(path: Path, image: "np.ndarray | Tensor", provenance: Provenance) -> None:
     """Write a labelled PNG, whole or not at all; the label is read back before the file gets its name.
 
     Args:
@@ -173,7 +175,7 @@ def label_mp4(path: Path, provenance: Provenance, *, source: Path | None = None)
     except FileNotFoundError as error:
         raise UserError(f"no such video: {origin}") from error
     except (av.FFmpegError, ValueError) as error:
-        raise UserError(f"{origin} cannot be labelled as MP4: {error}") from error
+        raise UserError(f"{origin} cannot be labelled as MP4: {reason_of(error)}") from error
 
 
 def read_label(path: Path) -> dict[str, Any]:
@@ -251,8 +253,8 @@ def _font(font_file: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.Image
         raise UserError(f"provenance.visible_font {font_file} is no font that can be read: {error}") from error
 
 
-def _as_bytes(image: np.ndarray | Tensor) -> np.ndarray:
-    if isinstance(image, Tensor):
+def _as_bytes(image: "np.ndarray | Tensor") -> np.ndarray:
+    if not isinstance(image, np.ndarray):
         values = image.detach().float().cpu()
         if values.ndim != 3 or values.shape[0] != 3 or values.numel() == 0:
             raise UserError(f"an image tensor must be (3,H,W), not {tuple(values.shape)}")
@@ -331,7 +333,7 @@ def _container_tags(path: Path) -> dict[str, str]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except (av.FFmpegError, ValueError) as error:
-        raise UserError(f"{path} is neither a PNG nor a video that can be read: {error}") from error
+        raise UserError(f"{path} is neither a PNG nor a video that can be read: {reason_of(error)}") from error
 
 
 def _parse(text: str | None) -> dict[str, Any] | None:

@@ -394,7 +394,9 @@ def _read(path: Path) -> Mapping[str, Any]:
         ) from error
     except (SafetensorError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
         # hostile and torn bytes make the restricted reader fail in any of these ways
-        raise UserError(f"{path} is not a readable weights file, or it is torn: {str(error)[:120]}") from error
+        words = str(error)[:120]
+        said = f": {words}" if " " in words else ""  # a bare number or key tells nobody anything
+        raise UserError(f"{path} is not a readable weights file: torn, or of another kind{said}") from error
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors")
     return content

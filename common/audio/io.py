@@ -19,7 +19,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from torch import Tensor
 
-from common.errors import UserError
+from common.errors import UserError, reason_of
 from common.files import atomic_path
 
 LOG = logging.getLogger(__name__)
@@ -171,7 +171,7 @@ def _open(path: Path) -> Iterator[tuple[InputContainer, AudioStream]]:
         container = av.open(f"file:{path}", metadata_errors="replace", options={"protocol_whitelist": "file"})
     except (av.FFmpegError, OSError, ValueError) as error:
         raise UserError(
-            f"cannot read {path} as audio or video, its header is damaged or of another kind: {_reason(error)}"
+            f"cannot read {path} as audio or video, its header is damaged or of another kind: {reason_of(error)}"
         ) from error
     with container:
         stream = next(iter(container.streams.audio), None)
@@ -192,7 +192,7 @@ def _decoded(path: Path, damage: list[str]) -> Iterator[tuple[np.ndarray, int]]:
             try:
                 packet = next(packets, None)
             except (av.FFmpegError, OSError) as error:
-                damage.append(f"reading stopped: {_reason(error)}")
+                damage.append(f"reading stopped: {reason_of(error)}")
                 return
             if packet is None:
                 return
@@ -203,15 +203,11 @@ def _decoded(path: Path, damage: list[str]) -> Iterator[tuple[np.ndarray, int]]:
             except av.EOFError:
                 return
             except av.FFmpegError as error:
-                damage.append(f"undecodable packet: {_reason(error)}")
+                damage.append(f"undecodable packet: {reason_of(error)}")
                 continue
             for frame in frames:
                 if isinstance(frame, AudioFrame) and frame.samples and frame.sample_rate:
                     yield _mono(frame), frame.sample_rate
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _mono(frame: AudioFrame) -> np.ndarray:

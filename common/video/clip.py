@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from common.audio.io import write_wav
-from common.errors import UserError
+from common.errors import UserError, reason_of
 from common.files import atomic_path
 from common.provenance import Provenance
 from common.video.picture import Upright
-from common.video.reader import open_video, reason_of
+from common.video.reader import open_video
 from common.video.writer import VideoWriter, as_rate
 
 VIDEO, AUDIO, LANDMARKS, COEFFICIENTS = "video.mp4", "audio.wav", "landmarks.npy", "coefficients.npz"

@@ -19,7 +19,7 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from common.errors import UserError
+from common.errors import UserError, reason_of
 from common.video.picture import Upright, most_threads
 
 LOG = logging.getLogger(__name__)
@@ -264,7 +264,7 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     Raises:
         UserError: no such file, a folder, empty, not media, without a video track, or of an unknown codec.
     """
-    with open_media(path) as container:
+    with open_media(path, "video") as container:
         stream = next(_tracks(container), None)
         if stream is None:
             raise UserError(f"{path} has no video track")
@@ -276,13 +276,13 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 
 @contextmanager
-def open_media(path: Path) -> Iterator[InputContainer]:
-    """A file's demuxer; every failure to open it becomes a `UserError`."""
+def open_media(path: Path, wanted: str = "audio or video") -> Iterator[InputContainer]:
+    """A file's demuxer; every failure to open it becomes a `UserError` that names what was wanted."""
     path = Path(path)
     if not path.exists():
         raise UserError(f"no such file: {path}")
     if not path.is_file():
-        raise UserError(f"{path} is not a file: give one video file")
+        raise UserError(f"{path} is not a file: give one {wanted} file")
     with encodable_path(path) as name:
         try:
             if path.stat().st_size == 0:
@@ -291,7 +291,7 @@ def open_media(path: Path) -> Iterator[InputContainer]:
             container = av.open(f"file:{name}", metadata_errors="replace", options={"protocol_whitelist": "file"})
         except (av.FFmpegError, OSError, ValueError) as error:
             raise UserError(
-                f"cannot read {path} as video, its header is damaged or of another kind: {reason_of(error)}"
+                f"cannot read {path} as {wanted}, its header is damaged or of another kind: {reason_of(error)}"
             ) from error
         with container:
             yield container
@@ -309,8 +309,3 @@ def encodable_path(path: Path) -> Iterator[Path]:
             yield link
     else:
         yield path
-
-
-def reason_of(error: Exception) -> str:
-    """Why FFmpeg or the system refused, in words."""
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__

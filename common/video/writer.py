@@ -16,12 +16,12 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from torch import Tensor
 
-from common.errors import UserError
+from common.errors import UserError, reason_of
 from common.files import atomic_path
 from common.provenance import MP4_OPTIONS, Provenance, draw_words, read_label
 from common.video.picture import Encodable, most_threads
 from common.video.probe import video_start
-from common.video.reader import encodable_path, open_media, reason_of
+from common.video.reader import encodable_path, open_media
 from common.video.sound import Sound, from_file, from_wave
 
 _FINE = Fraction(1, 90000)  # seconds; the clock of a variable rate

@@ -64,6 +64,25 @@ def message(schema: type, path: Path | None, *words: str) -> str:
     return text
 
 
+@pytest.mark.parametrize(
+    ("word", "wanted"),
+    [
+        ("trainer.steps=abc", "a whole number, not 'abc'"),
+        ("trainer.steps=", "a whole number, not null"),
+        ("trainer.progress=perhaps", "true or false, not 'perhaps'"),
+        ("model.learning_rate=[1]", "a number, not [1]"),
+        ("model.name=medium", "one of small, large, not 'medium'"),
+        ("model.layers.depths=[1,two]", "a list of 2 items, each a whole number, not [1, 'two']"),
+        ("scales={a: 1}", "a list, each item a number, not {'a': 1}"),
+        ("model.kwargs=5", "`key: value` lines, not 5"),
+        ("root=[a]", "a path or null, not ['a']"),
+        ("trainer.devices=[0]", "a whole number or text, not [0]"),
+    ],
+)
+def test_a_wrong_type_is_told_in_words(word: str, wanted: str) -> None:
+    assert message(Config, None, word) == f"command line: {word.partition('=')[0]} wants {wanted}"
+
+
 def test_defaults_base_file_and_words_merge_in_that_order(tmp_path: Path) -> None:
     write(tmp_path, "bases/deep.yaml", "trainer: {steps: 20}\n")
     write(tmp_path, "bases/base.yaml", "base: deep.yaml\nmodel: {learning_rate: 5e-5, layers: {width: 4}}\nroot: a\n")
@@ -100,7 +119,7 @@ def test_without_a_file_the_defaults_hold_and_a_given_name_wins(tmp_path: Path) 
         ("model: {layers: [1]}", ["'model.layers' is a section"]),
         ("model: {layers: {depths: [1, 2, 3]}}", ["model.layers.depths"]),
         ("model: {layers: {depths: [x, 2]}}", ["model.layers.depths", "'x'"]),
-        ("scales: [a]", ["scales[0]", "'a'"]),
+        ("scales: [a]", ["scales wants a list, each item a number", "'a'"]),
         ("root: ${nowhere}", ["root", "nowhere"]),
         ("trainer: {steps: 0}", ["trainer.steps must be at least 1"]),
         ("trainer: {steps: 4}", ["model.layers.width must not exceed trainer.steps"]),

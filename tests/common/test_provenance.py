@@ -306,6 +306,16 @@ def test_a_config_that_names_nobody_or_writes_essays_is_refused(values: dict[str
         ProvenanceConfig(**values)
 
 
+@pytest.mark.parametrize("name", ["absent.png", "text.mp4", "text.png", "."])
+def test_what_has_no_label_is_told_without_the_systems_numbers(tmp_path: Path, name: str) -> None:
+    for suffix in ("mp4", "png"):
+        (tmp_path / f"text.{suffix}").write_text("only words")
+    with pytest.raises(UserError) as error:
+        read_label(tmp_path / name)
+    assert str(tmp_path / name) in str(error.value)
+    assert "Errno" not in str(error.value)
+
+
 def test_file_digest(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256(tmp_path / "a").startswith("ba7816bf8f01cfea")

@@ -203,7 +203,7 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
         "folder": (folder, "is not a file"),
         "empty": (folder / "empty.mp4", "empty file"),
         "cut": (folder / "cut.mp4", "cannot read"),
-        "text": (folder / "text.mp4", "cannot read"),
+        "text": (folder / "text.mp4", "cannot read .* as video"),
         "zeros": (folder / "zeros.mp4", "cannot read"),
         "playlist": (folder / "playlist.m3u8", "cannot read|no video track"),
         "sound": (folder / "sound.m4a", "no video track"),

@@ -169,6 +169,9 @@ def test_torn_foreign_and_missing_files_are_one_line(tmp_path):
             load_state(tmp_path / name)
         assert name in str(caught.value)
         assert "\n" not in str(caught.value)
+    (tmp_path / "words.pth").write_bytes(b"hello")  # the unpickler's own word for it is 101
+    with pytest.raises(UserError, match=r"words\.pth is not a readable weights file: torn, or of another kind$"):
+        load_state(tmp_path / "words.pth")
     torch.save(torch.zeros(3), whole)
     with pytest.raises(UserError, match="holds a Tensor"):
         load_state(whole)
