@@ -26,6 +26,8 @@ _EYES = 1.5
 """Factor on the eyes' openings inside which no vertex is taken: gaze, lashes and glints are not of the model."""
 _LEAST_FACING = 0.25
 """Cosine to the camera below which a vertex is left out: there the background bleeds in."""
+_EVEN = 0.1
+"""Weight of evenly lit directions all around, as a share of that of the vertices that show."""
 STENCIL = torch.tensor([[0.5, 0.0], [-0.5, 0.0], [0.0, 0.5], [0.0, -0.5]])
 """Where around a point the picture is read: right, left, below, above, in px."""
 
@@ -208,16 +210,31 @@ def robust_weight(residual: Tensor, scale: float) -> Tensor:
 
 def solve_light(colours: Tensor, albedo: Tensor, view: View, weight: Tensor, mean: Tensor, precision: float) -> Tensor:
     """Light gamma (T,27) by least squares: colours (T,N,3), albedo (N,3), weight (T,N) in 1 / variance; the prior is
-    `mean` (27,) with `precision`."""
+    `mean` (27,) with `precision`.
+
+    A face shows half of all directions at most, and over those the bands are nearly dependent: they fit a little better
+    there at the price of black or dazzling light elsewhere. So the whole sphere is taken to be lit evenly, with the
+    weight of a few of the vertices that show.
+    """
     design = harmonics(view.normals)[:, :, None] * albedo[..., None]  # (T,N,3,9)
     offset = design.new_zeros(BANDS)
     offset[0] = AMBIENT
     target = colours - design @ offset
     weighted = design * weight[..., None, None]
     matrix = torch.einsum("tnci,tncj->tcij", weighted, design)
+    even = _EVEN * (weight[..., None] * albedo**2).sum(1)  # (T,3)
+    matrix += torch.diag_embed(even[..., None] * _power(design))
     matrix += precision * torch.eye(BANDS, dtype=matrix.dtype, device=matrix.device)
     slope = torch.einsum("tnci,tnc->tci", weighted, target) + precision * mean.view(3, BANDS)
     return torch.linalg.solve(matrix, slope).flatten(1)
+
+
+def _power(like: Tensor) -> Tensor:
+    """Mean squares (9,) of the bands over the sphere, where they are orthogonal, and 0 for the even light's own; in
+    type and place as `like`."""
+    axis = harmonics(like.new_tensor([1.0, 0.0, 0.0]))
+    linear, quadratic = float(axis[3]) ** 2 / 3, 4 * float(axis[8]) ** 2 / 15  # of x and of (x x - y y) / 2
+    return like.new_tensor([0.0] + 3 * [linear] + 5 * [quadratic])
 
 
 def solve_albedo(colours: Tensor, appearance: Appearance, light: Tensor, weight: Tensor) -> Tensor:

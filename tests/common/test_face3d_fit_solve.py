@@ -5,10 +5,22 @@ import torch
 from torch import Tensor
 
 from common.face3d.camera import Camera, pose
-from common.face3d.fit_photo import Appearance, PhotometricTerm, blurred, look, sample, softening
+from common.face3d.fit_photo import (
+    Appearance,
+    PhotometricTerm,
+    View,
+    _power,
+    blurred,
+    look,
+    sample,
+    shading,
+    softening,
+    solve_light,
+)
 from common.face3d.fit_solve import Prior, _assemble, _chain_step
 from common.face3d.fit_start import clip_matrix, compose_affine, first_pose, invert_affine, transform
 from common.face3d.fit_terms import Basis, LandmarkTerm, State, landmark_metric, linearise, project
+from common.face3d.lighting import harmonics
 from common.face3d.morphable import FaceModel, load_face_model
 from tests.common.toy_fit import drawn, performed
 
@@ -173,3 +185,27 @@ def test_a_pose_is_what_the_camera_module_calls_one(model: FaceModel, basis: Bas
     xy, _ = Camera(224).project(pose(shape, state.pose[:, :3], state.pose[:, 3:]))
     torch.testing.assert_close(project(basis, Camera(224), state), model.landmarks(xy), atol=1e-4, rtol=0)
     model.float()
+
+
+def test_light_stays_even_where_the_face_never_shows() -> None:
+    generator = torch.Generator().manual_seed(0)
+    around = torch.nn.functional.normalize(torch.randn(1, 2000, 3, generator=generator), dim=2)
+    shown = around[around[..., 2] > 0.4][None]
+    albedo = torch.full((shown.shape[1], 3), 0.6)
+    # light from one side, and what no light explains: a stripe, as a beard would be
+    colours = albedo * (0.7 + 0.2 * shown[..., :1]) - 0.25 * (shown[..., 1:2].abs() < 0.1)
+    view = View(shown, shown, shown[..., :2], torch.ones(shown.shape[:2]))
+    weight = torch.full(shown.shape[:2], 1e4)
+    gamma = solve_light(colours, albedo, view, weight, torch.zeros(27), 10.0)
+    assert (shading(shown, gamma) * albedo - colours).abs().median() < 0.06
+    everywhere = shading(around, gamma)
+    assert everywhere.min() > 0.3
+    assert everywhere.max() < 1.1
+    right, left = (shading(torch.tensor([[[x, 0.0, 0.6]]]), gamma).mean() for x in (0.8, -0.8))
+    assert right - left > 0.25
+
+
+def test_the_bands_power_is_their_mean_square_over_the_sphere() -> None:
+    around = torch.nn.functional.normalize(torch.randn(200000, 3, generator=torch.Generator().manual_seed(0)), dim=1)
+    expected = (harmonics(around) ** 2).mean(0)
+    torch.testing.assert_close(_power(around)[1:], expected[1:], rtol=0.02, atol=0)
