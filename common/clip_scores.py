@@ -66,7 +66,8 @@ def held_out_clips(corpus: Corpus, split: str, *, shortest: int = MIN_FRAMES, li
             found.append(HeldOut(str(row["id"]), str(row["identity"]), clip, points, moved))
     if not found:
         raise UserError(
-            f"{corpus.root}: no clip of the {split} split has {FPS} fps, landmarks and {shortest} frames with a face"
+            f"{corpus.root}: no clip of the {split} split has {FPS} fps, landmarks and {shortest} frames with a face; "
+            f"{corpus.stock(split)}"
         )
     if limit and limit < len(found):
         return [found[place] for place in np.linspace(0, len(found) - 1, limit).round().astype(int)]

@@ -182,13 +182,13 @@ def _claim(folder: Path, resume: bool, overwrite: bool) -> None:
 
 
 def _record(folder: Path, cfg: ExperimentConfig, start: int) -> None:
-    """Print and save what this run is, before its first step."""
+    """Save what this run is, and tell where it stands, before its first step."""
     version, hardware = git_version(), describe_hardware()
-    write_text(folder / "config.yaml", to_yaml(cfg))
+    config = folder / "config.yaml"
+    write_text(config, to_yaml(cfg))
     write_text(folder / "git.txt", version + "\n")
     write_text(folder / "hardware.txt", hardware + "\n")
-    print(to_yaml(cfg), end="")
-    print(f"source: {version}\nhardware: {hardware}\nrun folder: {folder}")
+    print(f"source: {version}\nhardware: {hardware}\nrun folder: {folder}; its configuration: {config}")
     print(f"steps: {start} to {cfg.trainer.steps}", flush=True)
 
 

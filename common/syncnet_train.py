@@ -190,7 +190,8 @@ class SyncWindows(Dataset[dict[str, Tensor]]):
         self.offsets = [int(offset) for offset in offsets[usable]]
         if not self.clips:
             raise UserError(
-                f"{corpus.root}: no clip of the {split} split has {FPS} fps and {cfg.windows + WINDOW} frames"
+                f"{corpus.root}: no clip of the {split} split has {FPS} fps and {cfg.windows + WINDOW} frames; "
+                f"{corpus.stock(split)}"
             )
         self.read: Callable[[int], tuple[Tensor, Tensor]] = self._read
         if cfg.cache:

@@ -63,7 +63,7 @@ class DubClips:
         if not self.clips:
             raise UserError(
                 f"{corpus.root}: no clip of the {split} split has {FPS} fps, landmarks, and coefficients of a face in "
-                f"{shortest} frames on end"
+                f"{shortest} frames on end; {corpus.stock(split)}"
             )
         if self.left_out:
             print(

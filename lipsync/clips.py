@@ -74,7 +74,7 @@ class SpeakingClips:
         if not self.clips:
             raise UserError(
                 f"{corpus.root}: no clip of the {split} split has {FPS} fps, landmarks, and a face in {shortest} "
-                "frames on end"
+                f"frames on end; {corpus.stock(split)}"
             )
         if cache:
             shown = counted(range(len(self)), f"reading {split} clips", transient=True)

@@ -71,7 +71,9 @@ class VoiceFacePairs(Dataset[dict[str, Any]]):
         voices, faces = (corpus.items(kind=kind, split=split) for kind in ("voice", "face"))
         self.people = sorted(set(voices["identity"]) & set(faces["identity"]))
         if not self.people:
-            raise UserError(f"{corpus.root}: no identity of the {split} split has both a voice and a face")
+            raise UserError(
+                f"{corpus.root}: no identity of the {split} split has both a voice and a face; {corpus.stock(split)}"
+            )
         self.voices = {str(name): list(group["path"]) for name, group in voices.groupby("identity")}
         self.faces = [(str(row.path), str(row.identity)) for row in faces.itertuples() if row.identity in self.voices]
         self.samples = round(cfg.crop_seconds[1] * SAMPLE_RATE)
@@ -120,7 +122,10 @@ class WholeRecordings(Dataset[dict[str, Any]]):
         voices = corpus.items(kind="voice", split=split)
         self.rows = [(str(row.path), str(row.identity)) for row in voices.itertuples() if row.identity in self.faces]
         if not self.rows:
-            raise UserError(f"{corpus.root}: no recording of the {split} split belongs to a person with a face there")
+            raise UserError(
+                f"{corpus.root}: no recording of the {split} split belongs to a person with a face there; "
+                f"{corpus.stock(split)}"
+            )
         if 0 < limit < len(self.rows):
             self.rows = [self.rows[i] for i in np.linspace(0, len(self.rows) - 1, limit).round().astype(int)]
         self.people = sorted({person for _, person in self.rows})

@@ -176,6 +176,17 @@ class Corpus:
         """The file of a row's `path`; `UserError` if it would leave the corpus."""
         return safe_join(self.root, relative)
 
+    def stock(self, split: str) -> str:
+        """What a split has, for messages about what it lacks: `clips in it: 3, of 12 to 40 frames at 25 fps`."""
+        items = self.items(split=split)
+        clips = items[items["kind"] == "clip"]
+        if not len(clips):
+            counts = ", ".join(f"{(items['kind'] == kind).sum()} {kind}s" for kind in KINDS)
+            elsewhere = ", ".join(f"{other} {len(self.items(split=other))}" for other in SPLITS if other != split)
+            return f"in it: {counts} (items in other splits: {elsewhere})"
+        rates = " or ".join(f"{rate:g}" for rate in sorted(clips["fps"].unique()))
+        return f"clips in it: {len(clips)}, of {clips['frames'].min()} to {clips['frames'].max()} frames at {rates} fps"
+
     def summary(self) -> str:
         """Counts per split and kind, identities and hours of speech, as lines of text."""
         lines = [f"corpus {self.root} (split by {self.split_by})"]

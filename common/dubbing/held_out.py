@@ -35,7 +35,10 @@ def held_out_pair(corpus: Corpus) -> tuple[Path, Path]:
     """
     rows = corpus.items(kind="clip", split="test").sort_values("id")
     if len(rows) < 2:
-        raise UserError(f"{corpus.root} has fewer than two clips in its test split: give --video and --audio")
+        raise UserError(
+            f"{corpus.root} has fewer than two clips in its test split: give --video and --audio; "
+            f"{corpus.stock('test')}"
+        )
     first = rows.iloc[0]
     others = rows[rows["identity"] != first["identity"]]
     other = (others if len(others) else rows.iloc[1:]).iloc[0]

@@ -88,6 +88,13 @@ def test_summary_counts(tmp_path):
     assert "1 items dropped" in lines[-1]
 
 
+def test_stock_tells_what_a_split_has(tmp_path):
+    clips = [Item(f"c{n}", "a", "train", "clip", f"c{n}.d", frames=n, fps=25.0 + n // 40) for n in (12, 18, 40)]
+    corpus = Corpus.open(build(tmp_path, [*rows("bcd", "val val val"), *clips]))
+    assert corpus.stock("train") == "clips in it: 3, of 12 to 40 frames at 25 or 26 fps"
+    assert corpus.stock("val") == "in it: 3 voices, 3 faces, 0 clips (items in other splits: train 3, test 0)"
+
+
 def test_identity_in_two_splits(tmp_path):
     shared = [*rows(), Item("v2", "a", "test", "voice", "voices/a/2.wav")]
     with pytest.raises(UserError, match=r"1 identities stand in both train and test \(a\)"):

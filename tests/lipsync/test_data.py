@@ -97,7 +97,7 @@ def test_frames_without_a_face_are_never_drawn(tmp_path: Path) -> None:
             data[Draw(0, seed)]["target"],
             DrawnWindows(whole, data.speech.speech, data.speech.speech)[Draw(0, seed)]["target"],
         )
-    with pytest.raises(UserError, match="no clip of the train split has 25 fps, landmarks, and a face in 20 frames"):
+    with pytest.raises(UserError, match=r"no clip of the train split has .* a face in 20 .*; clips in it"):
         SpeakingClips(corpus, "train", 32, 20)
 
 
