@@ -1,6 +1,8 @@
 """What turns pictures into dubbed ones once the faces of a video are known; the work of `dubbing3d.dub`."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +26,7 @@ from dubbing3d.face_plan import plan_face
 from dubbing3d.guide import FaceFrames, draw_guide
 from dubbing3d.infer import (
     FaceRenderer,
+    Remembering,
     at_times,
     predict_expressions,
     silent_expression,
@@ -116,7 +119,8 @@ class Dubber:
     def __init__(self, performer: Performer, scene: Scene, settings: DubSettings, *, debug: bool) -> None:
         self._model, self._renderer, self._settings = performer.model, performer.renderer, settings
         self._clock, self._footage, self._speech = scene.clock, scene.footage, scene.speech
-        self._times = scene.tracking.times
+        self._times, self._shots = scene.tracking.times, list(scene.tracking.shots)
+        self._last = (-1, 0)  # number and source of the last face that was drawn
         self._device = self._model.mean_shape.device
         self.batch = held_at_once(scene.footage, settings.batch or self._renderer.batch)
         self.sheet = DebugSheet(Playback(scene.footage, self._times, scene.seconds).total) if debug else None
@@ -153,13 +157,33 @@ class Dubber:
             self.sheet.count(np.where(present, self._plan.fit.confidence.numpy()[sources], 0.0))
         if len(rows):
             wanted = self._wanted(sources[rows], times[rows], activity[rows])
-            drawn = self._draw([images[row] for row in rows], sources[rows], wanted, report.frames + rows)
-            for row, image in zip(rows, drawn, strict=True):
-                images[row] = image
+            for part in self._sequences(sources[rows], report.frames + rows):
+                chosen = rows[part]
+                given = [images[row] for row in chosen]
+                drawn = self._draw(given, sources[chosen], wanted[part], report.frames + chosen)
+                for row, image in zip(chosen, drawn, strict=True):
+                    images[row] = image
         report.frames += len(batch)
         report.without_face += len(batch) - len(rows)
         report.silent += int((activity == 0).sum())
         return images
+
+    def _sequences(self, sources: np.ndarray, numbers: np.ndarray) -> Iterator[slice]:
+        """Faces (B,) that may be drawn at once: a renderer with a memory loses it before any that follows no other."""
+        if not isinstance(self._renderer, Remembering):
+            yield slice(0, len(sources))
+            return
+        number, source = self._last
+        earlier = np.append(source, sources[:-1])
+        broken = (np.diff(numbers, prepend=number) != 1) | (
+            np.isin(np.maximum(earlier, sources), self._shots) & (earlier != sources)
+        )
+        self._last = int(numbers[-1]), int(sources[-1])
+        starts = np.flatnonzero(broken)
+        for first, last in pairwise([0, *starts[starts > 0], len(sources)]):
+            if broken[first]:
+                self._renderer.restart()
+            yield slice(first, last)
 
     def _begin(self) -> list[np.ndarray]:
         """Show the renderer the references, which are read out of turn; returns their pictures."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -66,8 +66,20 @@ class FaceRenderer(Protocol):
         ...
 
 
+@runtime_checkable
+class Remembering(Protocol):
+    """A renderer whose faces depend on those that it drew before."""
+
+    def restart(self) -> None:
+        """Forget them: the next face does not follow the last one (a cut, or frames without a face)."""
+        ...
+
+
 class LearnedRenderer:
     """Stage 2's networks behind the protocol; references are encoded once per clip.
+
+    With a recurrent network, each face is drawn with the one before it at hand, and the first of a sequence with none,
+    as in training.
 
     Args:
         loaded: the network, on its device.
@@ -94,6 +106,10 @@ class LearnedRenderer:
         if self.shape.reference_guide:
             guides = self._guide(faces, matrices)[None, :count]
         self._references = self.network.encode_references(crops[None, :count], guides)
+        self.restart()
+
+    def restart(self) -> None:
+        """See `Remembering`."""
         self._previous = None
 
     @torch.no_grad()
@@ -109,8 +125,7 @@ class LearnedRenderer:
         parts = []
         for index in range(len(crops)):
             one = slice(index, index + 1)
-            before = crops[one] if self._previous is None else self._previous
-            parts.append(self._parts(guide[one], left[one], before))
+            parts.append(self._parts(guide[one], left[one], self._previous))
             self._previous = parts[-1].image
         return RenderParts(
             *(torch.cat(values) for values in zip(*(vars(part).values() for part in parts), strict=True))

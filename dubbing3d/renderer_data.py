@@ -21,10 +21,13 @@ _SHARED, _FRAMEWISE = ("identity", "albedo"), ("expression", "angles", "translat
 class RenderedFrames(Dataset[dict[str, Tensor]]):
     """A frame to be drawn and references of the same clip.
 
-    Item of a `Draw`: `target` (3,S,S) and `references` (N,3,S,S) uint8 RGB; `previous` (3,S,S), the frame before (the
-    target itself where there is none), where the renderer is recurrent; `crops` (1+N,2,3) from the clip's pixels to
+    Item of a `Draw`: `target` (3,S,S) and `references` (N,3,S,S) uint8 RGB; `crops` (1+N,2,3) from the clip's pixels to
     the crops of target and references, with the coefficients of the same 1+N frames, see `faces_of`; `landmarks`
     (68,2) of the target in px; `clip`, its number. A pure function of the draw.
+
+    Where the renderer is recurrent, the frame before the target comes last among `crops` and coefficients, and there
+    are `before` (3,S,S), `landmarks_before` (68,2) and `follows`, whether there is such a frame: the target itself
+    stands in for it otherwise.
 
     Args:
         clips: whose frames.
@@ -43,26 +46,28 @@ class RenderedFrames(Dataset[dict[str, Tensor]]):
         known = np.isfinite(self.clips.matrices[index]).all(axis=(1, 2))
         target = int(rng.choice(np.flatnonzero(known)))
         references = training_references(known, target, cfg.references, cfg.apart, rng)
-        frames = np.array([target, *references])
+        follows = target > 0 and bool(known[target - 1])
+        before = [target - follows] if cfg.recurrent else []
+        frames = np.array([target, *references, *before])
         pictures = self.clips.crops(index, frames)
+        landmarks = self.clips.landmarks(index, frames)
         found, rows = self.clips.coefficients(index), torch.from_numpy(frames)
         item = {name: getattr(found, name) for name in _SHARED}
         item |= {name: getattr(found, name)[rows] for name in _FRAMEWISE}
         item |= {
             "target": pictures[0],
-            "references": pictures[1:],
+            "references": pictures[1 : 1 + cfg.references],
             "crops": torch.from_numpy(self.clips.matrices[index][frames]),
-            "landmarks": self.clips.landmarks(index, frames[:1])[0],
+            "landmarks": landmarks[0],
             "clip": torch.tensor(index),
         }
         if cfg.recurrent:
-            before = target - 1 if target and known[target - 1] else target
-            item["previous"] = self.clips.crops(index, np.array([before]))[0]
+            item |= {"before": pictures[-1], "landmarks_before": landmarks[-1], "follows": torch.tensor(follows)}
         return item
 
 
 def faces_of(batch: dict[str, Tensor], rows: slice) -> tuple[FaceFrames, Tensor]:
-    """Faces of B items at some of their 1+N frames (0 is the target), B * rows of them, and their crops (.,2,3)."""
+    """Faces of B items at some of their frames (0 is the target), B * rows of them, and their crops (.,2,3)."""
     count = batch["expression"][:, rows].shape[1]
     shared = {name: batch[name].repeat_interleave(count, dim=0) for name in _SHARED}
     framewise = {name: batch[name][:, rows].flatten(0, 1) for name in _FRAMEWISE}

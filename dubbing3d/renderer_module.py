@@ -44,7 +44,7 @@ class Inputs(NamedTuple):
     target: Tensor
     """I_t (B,3,S,S)."""
     previous: Tensor | None
-    """(B,3,S,S)."""
+    """(B,3,S,S) the renderer's own drawing of the frame before, 0 where there is none."""
 
 
 class RendererTraining(TrainModule):
@@ -100,22 +100,31 @@ class RendererTraining(TrainModule):
         return self.renderer.texture(inputs.guide, references)
 
     @torch.no_grad()
-    def inputs(self, batch: dict[str, Tensor], *, dropped: Tensor | None = None) -> Inputs:
+    def inputs(self, batch: dict[str, Tensor], *, recall: Tensor | bool = True) -> Inputs:
         """What the renderer sees of a batch of `RenderedFrames`.
 
-        `dropped` (B,) bool shows nothing in place of the frame before, as at the beginning of a clip.
+        A recurrent one draws the frame before first, knowing nothing of earlier ones, and is shown what it drew there,
+        as it is when it dubs: the true frame would hand it the true mouth. `recall` (B,) bool says where; elsewhere,
+        and where a clip begins, it sees nothing.
         """
+        cfg = self.cfg.renderer
+        found = self._inputs(batch, slice(0, 1), batch["target"], batch["landmarks"])
+        if not cfg.recurrent or recall is False:
+            return found
+        before = self._inputs(batch, slice(1 + cfg.references, None), batch["before"], batch["landmarks_before"])
+        shown = batch["follows"] & recall
+        return found._replace(previous=self(before).image_i * shown.view(-1, 1, 1, 1))
+
+    def _inputs(self, batch: dict[str, Tensor], row: slice, picture: Tensor, landmarks: Tensor) -> Inputs:
+        """Those of one frame of each item, drawn as a clip's first."""
         cfg, model = self.cfg.renderer, self._frozen[0]
-        faces, crops = faces_of(batch, slice(0, 1))
-        target, references = as_signed(batch["target"]), as_signed(batch["references"])
-        mask = crop_mask(model, faces, crops, cfg.size, kind=cfg.mask, landmarks=batch["landmarks"])
-        previous = as_signed(batch["previous"]) if "previous" in batch else None
-        if previous is not None and dropped is not None:
-            previous = previous * ~dropped.view(-1, 1, 1, 1)
+        faces, crops = faces_of(batch, row)
+        target, references = as_signed(picture), as_signed(batch["references"])
+        mask = crop_mask(model, faces, crops, cfg.size, kind=cfg.mask, landmarks=landmarks)
         guides = None
         if cfg.reference_guide:
-            guides = self._guide(batch, slice(1, None)).unflatten(0, (len(target), -1))
-        return Inputs(self._guide(batch, slice(0, 1)), references, guides, target * (1 - mask), mask, target, previous)
+            guides = self._guide(batch, slice(1, 1 + cfg.references)).unflatten(0, (len(target), -1))
+        return Inputs(self._guide(batch, row), references, guides, target * (1 - mask), mask, target, None)
 
     def _guide(self, batch: dict[str, Tensor], rows: slice) -> Tensor:
         faces, crops = faces_of(batch, rows)
@@ -125,8 +134,8 @@ class RendererTraining(TrainModule):
     def training_step(self, batch: dict[str, Tensor], _: int) -> dict[str, Tensor]:
         self._set_rates()
         epsilon = phase_epsilon(self.cfg.renderer, self.step)
-        dropped = self.random.uniform(self.step, "previous", (len(batch["target"]),)) < 0.5
-        inputs = self.inputs(batch, dropped=dropped)
+        recall = self.random.uniform(self.step, "previous", (len(batch["target"]),)) < 0.5
+        inputs = self.inputs(batch, recall=recall if epsilon else False)
         optimizers = self.optimizers()
         g_optimizer, *d_optimizer = optimizers if isinstance(optimizers, list) else [optimizers]
         with self.updating(g_optimizer):

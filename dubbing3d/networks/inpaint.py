@@ -142,7 +142,7 @@ class RBFIN(nn.Module):
             warped, crop: (B, 3, S, S).
             guide: (B, guide_channels, S, S).
             textures: TMN's features by scale; may be left out where none are fused.
-            previous: (B, 3, S, S) the last result, brought into this frame; only with `recurrent`, and never needed.
+            previous: (B, 3, S, S) the last frame's result; only with `recurrent`, and never needed.
         """
         if self.fuse and textures is None:
             raise ValueError("this network fuses textures and got none")

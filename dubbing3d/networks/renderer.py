@@ -191,7 +191,7 @@ class Renderer(nn.Module):
             guide: renders I_3D (B, guide_channels, S, S).
             references: (B, N, 3, S, S) or (B, 3, S, S), or what `encode_references` gave, of batch B or 1.
             crop: I_crop (B, 3, S, S), with nothing where the face is to be drawn.
-            previous: (B, 3, S, S) the last frame's result, brought into this frame; only with `recurrent`.
+            previous: (B, 3, S, S) the last frame's result; only with `recurrent`, and never needed.
         """
         textured = self.texture(guide, references)
         halves = self.rbfin(textured.warp, guide, crop, textured.features, previous)

@@ -96,7 +96,7 @@ def test_rendered_frames_lie_in_their_crops(corpus: Corpus, cache: bool) -> None
     _, mark = corpus_model(corpus, cfg.data)
     data = RendererData(corpus, cfg, mark)
     item = data.train_set[Draw(0, 3)]
-    assert item["target"].shape == item["previous"].shape == (3, 64, 64)
+    assert item["target"].shape == item["before"].shape == (3, 64, 64)
     assert item["references"].shape == (2, 3, 64, 64)
     assert all(torch.equal(value, data.train_set[Draw(0, 3)][name]) for name, value in item.items())
     batch = torch.utils.data.default_collate([item, data.train_set[Draw(1, 4)]])
@@ -104,10 +104,31 @@ def test_rendered_frames_lie_in_their_crops(corpus: Corpus, cache: bool) -> None
     faces, crops = faces_of(batch, slice(0, 1))
     xy, _, _ = project(model, faces, crops)
     assert torch.allclose(model.landmarks(xy), batch["landmarks"], atol=1e-2)
-    faces, crops = faces_of(batch, slice(1, None))
+    faces, crops = faces_of(batch, slice(1, 3))
     assert (len(faces), crops.shape) == (4, (4, 2, 3))
-    assert torch.equal(faces.expression[2:], batch["expression"][1, 1:])
+    assert torch.equal(faces.expression[2:], batch["expression"][1, 1:3])
+    faces, crops = faces_of(batch, slice(3, None))
+    xy, _, _ = project(model, faces, crops)
+    assert torch.allclose(model.landmarks(xy), batch["landmarks_before"], atol=1e-2)
     assert len(data.val_set) == 4
+
+
+def test_the_frame_before_is_the_one_before_and_known(corpus: Corpus) -> None:
+    cfg = config(corpus, "renderer.recurrent=true").renderer
+    found = clips(corpus, shortest=11)
+    found.matrices[0][[1, *range(7, 24)]] = np.nan
+    known = set(np.flatnonzero(np.isfinite(found.matrices[0][:, 0, 0])))
+    frames = RenderedFrames(found, cfg)
+    expression = found.coefficients(0).expression
+    seen = set()
+    for step in range(30):
+        item = frames[Draw(0, step)]
+        target, before = (int((expression == row).all(dim=1).nonzero()[0, 0]) for row in item["expression"][[0, -1]])
+        assert bool(item["follows"]) == (target - 1 in known)
+        assert before == target - int(item["follows"])
+        assert torch.equal(item["before"], found.crops(0, np.array([before]))[0])
+        seen.add(target)
+    assert seen == known
 
 
 def test_references_lie_apart_and_frames_vary(corpus: Corpus) -> None:

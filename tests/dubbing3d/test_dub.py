@@ -20,7 +20,7 @@ from dubbing3d.infer import FaceRenderer, SampleWindow, at_times, predict_expres
 from dubbing3d.speech import SpeechWindows, reader
 from dubbing3d.warp_renderer import WarpRenderer
 from tests.common.toy_faces import ToyEmbedder
-from tests.dubbing3d.toy_film import Film, Painter, Saying, model, save_speech, stage_one
+from tests.dubbing3d.toy_film import Film, Painter, Rememberer, Saying, model, save_speech, stage_one
 from tests.lipsync.toy_dub import KeptFrames, all_of_it, none_of_it, save_exactly
 
 
@@ -97,15 +97,24 @@ def test_silence_closes_the_mouth_as_this_person_does(tmp_path: Path) -> None:
 def test_frames_without_a_face_pass_untouched_and_lips_come_and_go_softly(
     tmp_path: Path, kept: type[KeptFrames]
 ) -> None:
-    film, painter = Film([0.1] * 30, without=range(8, 22)), Painter()
+    film, painter = Film([0.1] * 30, without=range(8, 22)), Rememberer()
     report, images = run(tmp_path, film, 1.2, painter, rest="model")
     changed = [bool((a != b).any()) for a, b in zip(images, kept.made.images, strict=True)]
     assert changed == [not 8 <= t < 22 for t in range(30)]
     assert report.without_face == 14
+    assert painter.restarts == [8]
     found = jaws(painter)
     np.testing.assert_allclose(found[:4], 0.6, atol=1e-5)
     assert (np.diff(found[4:8]) < -0.05).all()
     assert (np.diff(found[8:11]) > 0.05).all()
+
+
+def test_a_renderer_with_a_memory_forgets_at_cuts_forth_and_back(tmp_path: Path) -> None:
+    film, painter = Film([0.1] * 8), Rememberer()
+    film.frames[5:, 16:, :, :2] = 255 - film.frames[5:, 16:, :, :2]
+    run(tmp_path, film, 0.48, painter)
+    assert sum(map(len, painter.wanted)) == 12  # 0 to 7, then back to 3
+    assert painter.restarts == [5, 10]
 
 
 def test_a_face_that_is_in_profile_throughout_is_refused(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from tests.dubbing3d.toy_dub import toy_dub
 
 SMOKE = Path(__file__).parents[2] / "experiments" / "dubbing3d" / "smoke.yaml"
 STEPS = ["trainer.steps=3", "trainer.val_every=2", "renderer.align_steps=1", "renderer.early_steps=1"]
+STEPS += ["renderer.recurrent=true"]
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,7 @@ def test_a_run_in_two_sittings_equals_one(corpus: Corpus, tmp_path: Path, whole:
     assert losses(folder) == losses(whole)
     ours, theirs = (load_checkpoint(path / LAST, KIND) for path in (folder, whole))
     assert all(torch.equal(ours["state_dict"][key], value) for key, value in theirs["state_dict"].items())
+    assert ours["state_dict"]["renderer.rbfin.recall.weight"].any()  # 0 at first
 
 
 def test_the_log_has_the_houses_keys_and_the_phases(whole: Path) -> None:
@@ -133,8 +135,8 @@ def test_the_guide_shows_the_targets_expression_and_the_mask_does_not(corpus: Co
 )
 def test_every_form_draws_and_learns(corpus: Corpus, tmp_path: Path, words: list[str]) -> None:
     found, batch = module(corpus, tmp_path, *words)
-    dropped = torch.tensor([True, False])
-    inputs = found.inputs(batch, dropped=dropped)
+    inputs = found.inputs(batch, recall=torch.tensor([False, True]))
+    assert (inputs.previous is not None) == found.renderer.recurrent
     if inputs.previous is not None:
         assert inputs.previous[0].abs().max() == 0 < inputs.previous[1].abs().max()
     output = found(inputs)
@@ -150,6 +152,32 @@ def test_every_form_draws_and_learns(corpus: Corpus, tmp_path: Path, words: list
     assert {id(p) for group in optimizers[0].param_groups for p in group["params"]} == {
         id(p) for p in found.renderer.parameters()
     }
+
+
+def test_the_frame_before_is_shown_as_it_was_drawn_and_not_as_it_was(corpus: Corpus, tmp_path: Path) -> None:
+    found, batch = module(corpus, tmp_path, "renderer.recurrent=true", "renderer.references=2")
+    assert batch["follows"].all()
+    found.eval()
+    inputs = found.inputs(batch)
+    target = found.inputs(batch, recall=False)
+    assert target.previous is None
+    before = batch | {"target": batch["before"], "landmarks": batch["landmarks_before"]}
+    for name in ("expression", "angles", "translation", "gamma", "matrix", "crops"):
+        before[name] = batch[name].roll(1, dims=1)  # the frame before is the last row
+    alone = found.inputs(before, recall=False)
+    with torch.no_grad():
+        drawn = found(alone._replace(references=target.references)).image_i
+    assert inputs.previous is not None
+    assert torch.equal(inputs.previous, drawn)
+    hidden = (alone.mask == 1).expand_as(alone.target)
+    truth = torch.where(hidden, 255 - batch["before"], batch["before"])
+    unchanged = found.inputs(batch | {"before": truth}).previous
+    first = found.inputs(batch | {"follows": torch.tensor([True, False])}).previous
+    assert unchanged is not None
+    assert first is not None
+    assert torch.equal(unchanged, inputs.previous)
+    assert torch.equal(first[0], inputs.previous[0])
+    assert not first[1].any()
 
 
 def test_epsilon_has_three_phases(corpus: Corpus, tmp_path: Path) -> None:

@@ -144,6 +144,17 @@ class Painter:
         return RenderParts(red, torch.zeros_like(crops[:, :2]), crops, red, masks)
 
 
+class Rememberer(Painter):
+    """A painter with a memory; notes after how many faces it was to forget them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.restarts: list[int] = []
+
+    def restart(self) -> None:
+        self.restarts.append(sum(map(len, self.wanted)))
+
+
 def save_speech(path: Path, seconds: float) -> Path:
     write_wav(path, voice(seconds))
     return path
