@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from common.cli import (
+    OWN_SYNCNET,
     ConfigFile,
     Device,
     EngineName,
@@ -192,7 +193,7 @@ def label(file: Annotated[Path, typer.Argument(help="a PNG or MP4")]) -> None:
 def lse(
     target: Annotated[Path, typer.Argument(help="a corpus, a folder of videos or a video")],
     protocol: Annotated[str, typer.Option(help="lrs (face crops), real or latentsync; figures do not compare")] = "lrs",
-    weights: Annotated[str, typer.Option(help="official, own (trained on the corpus at need) or a file")] = "official",
+    weights: Annotated[str, typer.Option(help=f"official, {OWN_SYNCNET}, or a file")] = "official",
     split: Annotated[list[str] | None, typer.Option(help="of a corpus; repeats; val and test unless given")] = None,
     device: Device = "auto",
     faces: Annotated[str, typer.Option(help="dlib or face_alignment, for real and latentsync")] = "dlib",

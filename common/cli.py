@@ -26,6 +26,9 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier
 Workers = Annotated[int | None, typer.Option("--workers", help="Processes; all cores unless given.")]
 EngineName = Annotated[Literal["local", "ray"], typer.Option("--engine", help="local, or ray: a Ray cluster.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start anew where earlier options differ.")]
+OWN_SYNCNET = "own (trained on the corpus at need: some minutes, kept in own_syncnet of the weights folder)"
+"""What `--weights own` means, for the helps of the commands that take it."""
+SyncJudge = Annotated[str, typer.Option("--weights", help=f"SyncNet: official, {OWN_SYNCNET}, a file, or auto")]
 Faces = Annotated[str, typer.Option("--backend", help="dlib or face_alignment.")]
 
 

@@ -11,9 +11,8 @@ from common.errors import UserError
 from common.files import sha256, write_json
 from common.metrics.lse import MIN_FRAMES
 from common.score_videos import score_folder
-from common.sync_scoring import load_extractor, run_lse
+from common.sync_scoring import has_official, load_extractor, run_lse
 from common.syncnet import SyncNet
-from common.weights import WEIGHTS, weights_folder
 
 METHOD = "dub"
 """Under this name `score_videos` keeps the figures of another method."""
@@ -39,7 +38,7 @@ class EvaluationSettings:
 def load_judge(weights: str, corpus: Path, device: str) -> SyncNet:
     """SyncNet by name, see `EvaluationSettings.weights`; trained first where it is the corpus's own and not there."""
     if weights == "auto":
-        weights = "official" if (weights_folder() / WEIGHTS["syncnet_v2"].file_name).is_file() else "own"
+        weights = "official" if has_official() else "own"
     return load_extractor(weights, corpus, device)
 
 

@@ -18,7 +18,7 @@ from common.sync_protocols import PROTOCOLS, lip_stream, score_video, sound_of
 from common.syncnet import KIND, SyncNet, load_syncnet
 from common.syncnet_train import SyncConfig, SyncDataConfig, train_syncnet
 from common.video.clip import AUDIO, VIDEO
-from common.weights import weights_folder
+from common.weights import WEIGHTS, weights_folder
 
 OWN = "own_syncnet"
 """Folder in the weights folder that holds the networks trained by `--weights own`, one for each corpus."""
@@ -124,12 +124,29 @@ def find_sources(target: Path, splits: Sequence[str]) -> list[Source]:
 def load_extractor(weights: str, target: Path, device: str = "cpu") -> SyncNet:
     """The network that `weights` names: `official`, `own` (trained on the corpus `target` at need) or a file."""
     if weights == "official":
-        return load_syncnet(None, device)
+        try:
+            return load_syncnet(None, device)
+        except UserError as error:
+            if has_official():
+                raise
+            raise UserError(f"{error}; {_instead(target)}") from error
     if weights == "own":
         return load_syncnet(own_weights(target, device), device)
     if not Path(weights).is_file():
         raise UserError(f"no SyncNet weights at {weights}: give official, own or a file (a run folder's {LAST})")
     return load_syncnet(Path(weights), device)
+
+
+def has_official() -> bool:
+    """Whether the published weights lie in the weights folder."""
+    return (weights_folder() / WEIGHTS["syncnet_v2"].file_name).is_file()
+
+
+def _instead(target: Path) -> str:
+    """What works without the published weights."""
+    if (target / MANIFEST).is_file():
+        return "or give --weights own, which trains a SyncNet on this corpus"
+    return "or give a corpus (evaluate: --truth CORPUS) with --weights own, which trains a SyncNet on it"
 
 
 def own_config(corpus: Path, device: str = "cpu") -> SyncConfig:
@@ -153,13 +170,20 @@ def own_weights(corpus: Path, device: str = "cpu") -> Path:
     """
     if not (corpus / MANIFEST).is_file():
         raise UserError(
-            f"{corpus} is no corpus that an own SyncNet could be trained on; give --weights FILE or official"
+            f"{corpus} is no corpus that an own SyncNet could be trained on; give one (evaluate --truth CORPUS), or "
+            "--weights FILE or official"
         )
     cfg = own_config(corpus, device)
     folder = cfg.run.folder
     found = find_resumable(folder, KIND)
-    if found is None or found[1]["step"] < cfg.trainer.steps:
-        print(f"training a SyncNet of its own for {corpus}: {cfg.trainer.steps} steps into {folder}", flush=True)
+    if found is not None and found[1]["step"] >= cfg.trainer.steps:
+        print(f"SyncNet of its own for {corpus}, trained earlier: {folder}", flush=True)
+    else:
+        print(
+            f"training a SyncNet of its own for {corpus}: {cfg.trainer.steps} steps, some minutes on two cores, "
+            f"kept for the next time in {folder}",
+            flush=True,
+        )
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from common.cli import (
+    OWN_SYNCNET,
     ConfigFile,
     Device,
     EngineName,
@@ -14,6 +15,7 @@ from common.cli import (
     Overrides,
     Overwrite,
     Resume,
+    SyncJudge,
     Workers,
     make_app,
     pick_device,
@@ -105,9 +107,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="test, val or train")] = "test",
     limit: Annotated[int, typer.Option(min=0, help="clips at most, spread evenly; 0: all")] = 0,
     frames: Annotated[int, typer.Option(min=0, help="consecutive frames of each clip at most; 0: the run's own")] = 0,
-    weights: Annotated[
-        str, typer.Option(help="SyncNet: official, own (trained on the corpus at need), a file, auto, or none")
-    ] = "auto",
+    weights: Annotated[str, typer.Option(help=f"SyncNet: official, {OWN_SYNCNET}, a file, auto, or none")] = "auto",
     protocol: Annotated[str, typer.Option(help="of --videos without --truth: lrs, real or latentsync")] = "lrs",
     out: Annotated[
         Path | None,
@@ -135,15 +135,13 @@ def evaluate(
 
 @app.command()
 def table(
-    budget: Annotated[str, typer.Option(help="tiny (under an hour on 2 cores) or full (the paper's)")] = "tiny",
+    budget: Annotated[str, typer.Option(help="tiny (meant for an hour on 2 cores) or full (the paper's)")] = "tiny",
     corpus: Annotated[str, typer.Option(help="corpus folder; the embedded corpus unless given")] = "",
     out: Annotated[Path, typer.Option("--out", "-o", help="folder of the table and figures")] = Path("tables"),
     seeds: Annotated[str, typer.Option(help="seeds of the trainings, such as '0 1 2'")] = "0",
     runs: Annotated[Path | None, typer.Option(help="folder of the runs; runs/dubbing3d/table-BUDGET")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="runs at a time; 2 for tiny, 1 for full")] = None,
-    weights: Annotated[
-        str, typer.Option(help="SyncNet: official, own (trained on the corpus at need), a file, or auto")
-    ] = "auto",
+    weights: SyncJudge = "auto",
     semantic: Annotated[
         str, typer.Option(help="a lipsync checkpoint for table 3's semantic images; one is trained unless given")
     ] = "",

@@ -14,6 +14,7 @@ from common.cli import (
     Overwrite,
     Resume,
     Seed,
+    SyncJudge,
     make_app,
     pick_device,
     run_cli,
@@ -92,9 +93,7 @@ def evaluate(
     corpus: Annotated[str, typer.Option("--corpus", "--truth", help="the checkpoint's own unless given")] = "",
     split: Annotated[str, typer.Option(help="test, val or train")] = "test",
     limit: Annotated[int, typer.Option(min=0, help="clips at most, spread evenly; 0: all")] = 0,
-    weights: Annotated[
-        str, typer.Option(help="SyncNet: official, own (trained on the corpus at need), a file, or auto")
-    ] = "auto",
+    weights: SyncJudge = "auto",
     protocol: Annotated[str, typer.Option(help="of --videos without --truth: lrs, real or latentsync")] = "lrs",
     out: Annotated[
         Path | None,
@@ -119,15 +118,13 @@ def evaluate(
 
 @app.command()
 def table(
-    budget: Annotated[str, typer.Option(help="tiny (under 40 minutes on 2 cores) or full (the paper's)")] = "tiny",
+    budget: Annotated[str, typer.Option(help="tiny (meant for 40 minutes on 2 cores) or full (the paper's)")] = "tiny",
     corpus: Annotated[str, typer.Option(help="corpus folder; the embedded corpus unless given")] = "",
     out: Annotated[Path, typer.Option("--out", "-o", help="folder of the table and figures")] = Path("tables"),
     seeds: Annotated[str, typer.Option(help="seeds of the trainings, such as '0 1 2'")] = "0",
     runs: Annotated[Path | None, typer.Option(help="folder of the runs; runs/lipsync/table-BUDGET")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="runs at a time; 2 for tiny, 1 for full")] = None,
-    weights: Annotated[
-        str, typer.Option(help="SyncNet: official, own (trained on the corpus at need), a file, or auto")
-    ] = "auto",
+    weights: SyncJudge = "auto",
     method: Annotated[
         list[str] | None, typer.Option(help="NAME=FILE: another row of table 1, from `evaluate --videos`; repeats")
     ] = None,

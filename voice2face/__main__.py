@@ -154,7 +154,7 @@ def export(
 
 @app.command()
 def table(
-    budget: Annotated[str, typer.Option(help="tiny (under 40 minutes on 2 cores) or full (the papers')")] = "tiny",
+    budget: Annotated[str, typer.Option(help="tiny (about 45 minutes on 2 cores) or full (the papers')")] = "tiny",
     corpus: Annotated[str, typer.Option(help="corpus folder; the embedded corpus unless given")] = "",
     out: Annotated[Path, typer.Option("--out", "-o", help="folder of the table and figures")] = Path("tables"),
     seeds: Annotated[str, typer.Option(help="seeds of the trainings, such as '0 1 2'")] = "0",

@@ -35,6 +35,8 @@ from common.syncnet import load_syncnet
 from common.weights import WEIGHTS, weights_folder
 
 _SYNCNET = WEIGHTS["syncnet_v2"].file_name
+_UNSEEN = 1.05
+"""Times by which a crop may be enlarged without a word."""
 Kit = Callable[[TalkingSettings, str, Path | None], Callable[[], TalkingTools]]
 """(settings, device, SyncNet weights) -> the factory of the models."""
 
@@ -219,7 +221,7 @@ def _notes(
         notes.append(f"sync was not measured, nor filtered by: no SyncNet weights ({_SYNCNET})")
     notes += [f"there are no clips for {split}" for split, counts in counts_of(items).items() if not counts["clips"]]
     scales = [extra[item.id]["crop_scale"] for item in items]
-    enlarged = sum(scale > 1 for scale in scales)
+    enlarged = sum(scale > _UNSEEN for scale in scales)
     if enlarged:
         notes.append(
             f"{enlarged} of {len(items)} clips were enlarged to {settings.size} px, {max(scales):.1f} times at most"

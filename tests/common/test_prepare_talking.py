@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from common.audio.io import load_audio
+from common.data import talking_prepare
 from common.data.corpus import Corpus, Item
 from common.data.engine import WORK
 from common.data.prepare import Report
@@ -237,6 +238,16 @@ def test_two_faces_pass_plainly_and_not_as_clr(tmp_path):
 
 
 # ---- splits, resuming, output
+
+
+def test_only_crops_that_were_enlarged_visibly_are_noted():
+    def said(*scales):
+        items = [Item(f"c{n}", "a", "train", "clip", f"c{n}", frames=9, fps=25.0) for n in range(len(scales))]
+        extra = {item.id: {"crop_scale": scale} for item, scale in zip(items, scales, strict=True)}
+        return [note for note in talking_prepare._notes(items, extra, [], TalkingSettings()) if "enlarged" in note]
+
+    assert said(0.5, 1.04) == []
+    assert said(0.5, 1.04, 1.52) == ["1 of 3 clips were enlarged to 224 px, 1.5 times at most"]
 
 
 def test_official_splits_hold_and_others_are_made(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from common import sync_scoring
+from common.cli import OWN_SYNCNET
 from common.data.corpus import Corpus
 from common.errors import UserError
 from common.metrics.lse import SyncScore, score_clip
@@ -122,6 +123,20 @@ def test_targets_and_options_that_make_no_sense(tmp_path: Path, corpus: Corpus, 
         load_extractor("own", tmp_path)
 
 
+def test_without_the_published_weights_the_own_ones_are_named(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPEECHFACE_WEIGHTS", str(tmp_path))
+    with pytest.raises(UserError, match="or give --weights own, which trains a SyncNet on this corpus"):
+        load_extractor("official", corpus.root)
+    with pytest.raises(UserError, match=r"--truth CORPUS\) with --weights own"):
+        load_extractor("official", tmp_path)
+    (tmp_path / "syncnet_v2.model").write_bytes(b"torn")
+    with pytest.raises(UserError, match="SHA-256") as error:
+        load_extractor("official", corpus.root)
+    assert "own" not in str(error.value)
+
+
 def test_an_interrupted_run_goes_on_with_what_it_has(
     corpus: Corpus, net: SyncNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,7 +179,10 @@ def test_own_weights_are_trained_once_for_each_corpus(
     assert len(values["scores"][0]["curve"]) == 31
     assert not out.with_name("lse.json.partial").exists()
     path = own_weights(corpus.root)
-    assert "training" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "training" not in said
+    assert str(path.parent) in said
+    assert path.parent.parent.name in OWN_SYNCNET
     assert run_lse(corpus.root, weights=str(path), **words) == text
 
 
