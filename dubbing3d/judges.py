@@ -28,7 +28,7 @@ from dubbing3d.losses import FeatureJudge, FlowJudge
 
 STEPS = 600
 """Of own trainings: each takes about a minute of one CPU core."""
-_VERSION = 2
+_VERSION = 3
 _VGG_LAYERS = (1, 6, 11, 20, 29)  # relu1_1 to relu5_1
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _RAFT_SMALLEST = 128
@@ -173,8 +173,7 @@ def _kept(
             save_file({name: value.cpu().contiguous() for name, value in trained.state_dict().items()}, temporary)
     judge = build()
     _fill(judge, load_state(path), path, "this version's judge")
-    share = (judge.error / judge.still).item()
-    judge.name += f" own:{digest.hexdigest()[:8]}, whose error is {share:.0%} of {judge.baseline}"
+    judge.name += f" own:{digest.hexdigest()[:8]}, {judge.quality()}"
     return judge.freeze()
 
 

@@ -24,8 +24,6 @@ class FaceFeatures(Frozen):
 
     error: Tensor
     still: Tensor
-    baseline = "a mean face's"
-    """What `still` is the error of."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,6 +42,10 @@ class FaceFeatures(Frozen):
         self.register_buffer("error", torch.tensor(torch.nan))
         self.register_buffer("still", torch.tensor(torch.nan))
         self.name = "face features"
+
+    def quality(self) -> str:
+        """How well it repairs faces, in words; `still` is the error of a mean face."""
+        return f"whose error is {(self.error / self.still).item():.0%} of a mean face's"
 
     def encode(self, images: Tensor) -> list[Tensor]:
         """The levels as they come, of images whose colours have been brought to zero mean and unit variance."""

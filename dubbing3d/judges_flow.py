@@ -14,19 +14,28 @@ _RATE = 3e-3
 _CHANNELS = (16, 24, 32)
 _RADII = (2, 3, 3)
 _WIDTHS = (24, 48, 64)
+_SHARPNESSES = (10.0, 40.0)
+"""Of the softmax over costs by which the likeliest displacement is guessed: cautious and bold."""
+SMALL = 0.12
+"""Factor on `random_flow` for faces that hardly move: by 0.4 px on average."""
+_LEAST_SCALE = 0.02
+_LENGTH = 0.3
+"""px; errors of shorter flows count as they are, those of longer ones less."""
 
 
 class SmallFlow(Frozen):
     """Flow between faces at 96 px, at 1/8, 1/4 and 1/2 of it in turn.
 
     Each level brings the second image's features to the first's along the flow so far, correlates both within a few
-    pixels, and corrects the flow by what it finds.
+    pixels, and corrects the flow by what it finds. It is told the likeliest displacements, which it would otherwise
+    need most of a short training to read off the correlations.
+
+    `error` (2,) and `still` (2,) are mean end point errors in px at 96 px, its own and no flow's, where faces hardly
+    move and where they do.
     """
 
     error: Tensor
     still: Tensor
-    baseline = "no flow's"
-    """What `still` is the error of."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,16 +45,21 @@ class SmallFlow(Frozen):
         )
         self.estimators = nn.ModuleList(
             nn.Sequential(
-                _convolution((2 * radius + 1) ** 2 + channels + 2, width),
+                _convolution((2 * radius + 1) ** 2 + 2 * len(_SHARPNESSES) + channels + 2, width),
                 _convolution(width, width, dilation=2),
                 _convolution(width, width // 2, dilation=4),
                 _correction(width // 2),
             )
             for channels, radius, width in zip(_CHANNELS, _RADII, _WIDTHS, strict=True)
         )
-        self.register_buffer("error", torch.tensor(torch.nan))
-        self.register_buffer("still", torch.tensor(torch.nan))
+        self.register_buffer("error", torch.full((2,), torch.nan))
+        self.register_buffer("still", torch.full((2,), torch.nan))
         self.name = "the flow network"
+
+    def quality(self) -> str:
+        """How well it does, in words."""
+        small, large = (self.error / self.still).tolist()
+        return f"whose error is {small:.0%} of no flow's where faces hardly move and {large:.0%} where they do"
 
     def encode(self, images: Tensor) -> list[Tensor]:
         """Features of images (B, 3, 96, 96), fine to coarse."""
@@ -66,7 +80,8 @@ class SmallFlow(Frozen):
             one, two = both[index].chunk(2)
             flow = resize_flow(flow, one.shape[2:]).detach()
             costs = correlate(one, warp(two, flow), _RADII[index])
-            flow = flow + self.estimators[index](torch.cat([costs, one, flow], dim=1))
+            likeliest = displacements(costs, _RADII[index])
+            flow = flow + self.estimators[index](torch.cat([costs - costs.mean(1, True), likeliest, one, flow], dim=1))
             found.append(resize_flow(flow, first.shape[2:]))
         return found
 
@@ -88,16 +103,20 @@ def correlate(first: Tensor, second: Tensor, radius: int) -> Tensor:
     return torch.stack([(first * other).sum(dim=1) for other in shifted], dim=1)
 
 
+def displacements(costs: Tensor, radius: int) -> Tensor:
+    """Where features lie by costs of `correlate`: x and y in px, (B, 4, H, W), cautiously and boldly guessed."""
+    reach = torch.arange(-radius, radius + 1, device=costs.device, dtype=costs.dtype)
+    places = torch.stack(torch.meshgrid(reach, reach, indexing="xy")).flatten(1)
+    shares = [(sharpness * costs).softmax(dim=1) for sharpness in _SHARPNESSES]
+    return torch.cat([torch.einsum("bkhw,ck->bchw", share, places) for share in shares], dim=1)
+
+
 def train_flow(frames: Tensor, *, steps: int, seed: int = 0, device: str | torch.device = "cpu") -> SmallFlow:
     """Learn flow between frames (N, 3, S, S) in [-1, 1] and smoothly warped copies, whose flow is known.
 
-    Noise and light differ between both, and a box of either may show nothing but noise. On the last frames, which it
-    does not learn from, `error` becomes the mean end point error in px at 96 px, and `still` that of no flow.
-
-    Measured after 600 steps (66 s of a busy CPU core) on 540 synthetic frames, for three people who are not among them:
-    1.27 px on such pairs, where no flow has 3.13. Between frames of their clips, where a face moves by more than a
-    pixel: 0.8 to 1.0 px for 1.6 to 1.7; over whole faces one frame apart, which hardly move, 0.30 px for 0.25: small
-    flows are not to be trusted.
+    Noise and light differ between both, and a box of either may show nothing but noise. Half of the flows are smaller,
+    by up to fifty times, and count more for their size, so that large ones do not drown them. `error` and `still` are
+    measured on the last frames, which it does not learn from.
     """
     kept, rest = split(shrink(frames))
     generator = torch.Generator().manual_seed(seed)
@@ -107,22 +126,33 @@ def train_flow(frames: Tensor, *, steps: int, seed: int = 0, device: str | torch
     judge.to(device)
 
     def loss_of(batch: Tensor) -> Tensor:
-        first, second, flow = (x.to(device) for x in random_pairs(batch, generator))
-        errors = [end_point_error(look, flow) for look in judge.looks(first, second)]
-        return torch.stack(errors).sum()
+        scale = random_scale(len(batch), generator)
+        first, second, flow = (x.to(device) for x in random_pairs(batch, generator, scale))
+        return torch.stack([balanced_error(look, flow) for look in judge.looks(first, second)]).sum()
 
     learn(judge, rest, loss_of, generator=generator, steps=steps, batch=BATCH, rate=_RATE, what="learning flow")
     judge.freeze()
     with torch.no_grad():
-        first, second, flow = (x.to(device) for x in random_pairs(kept, generator))
-        judge.error.copy_(end_point_error(judge(first, second), flow))
-        judge.still.copy_(end_point_error(torch.zeros_like(flow), flow))
+        for index, scale in enumerate((SMALL, 1.0)):
+            pairs = random_pairs(kept, generator, torch.full((len(kept), 1, 1, 1), scale))
+            first, second, flow = (x.to(device) for x in pairs)
+            judge.error[index] = end_point_error(judge(first, second), flow)
+            judge.still[index] = end_point_error(torch.zeros_like(flow), flow)
     return judge
 
 
-def random_pairs(frames: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs of images (N, 3, S, S), and flows (N, 2, S, S) px with warp(second, flow) close to first."""
-    flow = random_flow(len(frames), frames.shape[2], generator)
+def random_scale(count: int, generator: torch.Generator) -> Tensor:
+    """Factors (count, 1, 1, 1) on flows: 1 for half of them, down to a fiftieth for the others."""
+    exponent, small = torch.rand(2, count, 1, 1, 1, generator=generator)
+    return torch.where(small < 0.5, _LEAST_SCALE**exponent, 1.0)
+
+
+def random_pairs(frames: Tensor, generator: torch.Generator, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs of images (N, 3, S, S), and flows (N, 2, S, S) px with warp(second, flow) close to first.
+
+    `scale` (N, 1, 1, 1) multiplies the flows.
+    """
+    flow = random_flow(len(frames), frames.shape[2], generator) * scale
     pair = [warp(frames, flow, border="reflection"), frames]
     for index, images in enumerate(pair):
         hidden = hide(images, generator, 0.35) & (torch.rand(len(images), 1, 1, 1, generator=generator) < 0.25)
@@ -158,11 +188,25 @@ def random_flow(count: int, side: int, generator: torch.Generator) -> Tensor:
 
 def end_point_error(found: Tensor, flow: Tensor) -> Tensor:
     """Mean distance in px of flows (B, 2, H, W) where the true `flow` does not lead out of the image."""
+    return _distance(found, flow)[_inside(flow)].mean()
+
+
+def balanced_error(found: Tensor, flow: Tensor) -> Tensor:
+    """`end_point_error` with each sample's distances divided by the root of its flow's mean length and 0.3 px."""
+    length = flow.square().sum(dim=1).sqrt().mean(dim=(1, 2), keepdim=True)
+    return (_distance(found, flow) / (length + _LENGTH).sqrt())[_inside(flow)].mean()
+
+
+def _distance(found: Tensor, flow: Tensor) -> Tensor:
+    return ((found - flow).square().sum(dim=1) + 1e-6).sqrt()
+
+
+def _inside(flow: Tensor) -> Tensor:
+    """Bool (B, H, W): places from which the flow does not lead out of the image."""
     height, width = flow.shape[2:]
     x = flow[:, 0] + torch.arange(width, device=flow.device)
     y = flow[:, 1] + torch.arange(height, device=flow.device)[:, None]
-    inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
-    return ((found - flow).square().sum(dim=1) + 1e-6).sqrt()[inside].mean()
+    return (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -14,7 +14,17 @@ from dubbing3d import judges
 from dubbing3d.judges import RAFTFlow, VGGFeatures, load_judges
 from dubbing3d.judges_base import Frozen
 from dubbing3d.judges_features import LEVEL_SCALES, FaceFeatures, train_face_features
-from dubbing3d.judges_flow import SmallFlow, correlate, end_point_error, random_flow, random_pairs, train_flow
+from dubbing3d.judges_flow import (
+    SmallFlow,
+    balanced_error,
+    correlate,
+    displacements,
+    end_point_error,
+    random_flow,
+    random_pairs,
+    random_scale,
+    train_flow,
+)
 from dubbing3d.networks import warp
 from tests.dubbing3d.toy_networks import images
 
@@ -111,7 +121,7 @@ def test_known_flows_are_smooth_and_within_reach() -> None:
 
 def test_known_flows_lead_from_the_first_image_to_the_second() -> None:
     frames = smooth(16)
-    first, second, flow = random_pairs(frames, torch.Generator().manual_seed(1))
+    first, second, flow = random_pairs(frames, torch.Generator().manual_seed(1), torch.ones(16, 1, 1, 1))
     centred = [x - x.mean(dim=(2, 3), keepdim=True) for x in (first, second, warp(second, flow, border="reflection"))]
     assert (centred[2] - centred[0]).abs().mean() < 0.6 * (centred[1] - centred[0]).abs().mean()
 
@@ -129,6 +139,34 @@ def test_correlation_agrees_with_a_loop() -> None:
                     assert found[1, down + 1, right + 1, y, x].item() == pytest.approx(wanted, abs=1e-5)
 
 
+def test_the_likeliest_displacement_is_that_of_the_best_cost() -> None:
+    costs = torch.zeros(1, 25, 2, 2)
+    costs[0, 2 * 5 + 4, 0, 0] = 1.0  # row 2 of -2 to 2 is 0, column 4 is 2
+    costs[0, 3 * 5 + 1, 1, 1] = 1.0
+    cautious, bold = displacements(costs, 2).split(2, dim=1)
+    torch.testing.assert_close(bold[0, :, 0, 0], torch.tensor([2.0, 0.0]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(bold[0, :, 1, 1], torch.tensor([-1.0, 1.0]), atol=1e-3, rtol=0)
+    assert bold[0, :, 0, 1].abs().max() < 1e-6
+    assert 1 < cautious[0, 0, 0, 0] < bold[0, 0, 0, 0]
+
+
+def test_half_of_the_flows_are_small() -> None:
+    scale = random_scale(2000, torch.Generator().manual_seed(0)).flatten()
+    assert (scale == 1).float().mean().item() == pytest.approx(0.5, abs=0.05)
+    small = scale[scale < 1].log10()
+    assert (small.min().item(), small.max().item()) == pytest.approx((-1.7, 0), abs=0.05)
+    assert small.mean().item() == pytest.approx(-0.85, abs=0.05)
+
+
+def test_balanced_errors_weigh_small_flows_more() -> None:
+    flow = torch.zeros(2, 2, 8, 8)
+    flow[0, 0, :, :6], flow[1, 0] = 2.0, 0.1
+    flow[0, 0, :, 6:] = -2.0
+    error = balanced_error(flow + torch.tensor([0.0, 0.3])[:, None, None], flow).item()
+    inside = (torch.tensor([64, 8 * 7]) * 0.3 / torch.tensor([2.3, 0.4]).sqrt()).sum() / (64 + 8 * 7)
+    assert error == pytest.approx(inside.item(), rel=1e-3)
+
+
 def test_errors_count_where_the_flow_stays_in_the_image() -> None:
     flow = torch.zeros(1, 2, 4, 4)
     flow[:, 0, :, 2:] = 2.0
@@ -142,7 +180,10 @@ def test_the_own_flow_network_learns_in_the_direction_of_warp() -> None:
     """A few steps already explain part of a shift; the sign and the size at 96 and 192 px are right."""
     frames = smooth(32)
     judge = train_flow(frames, steps=25)
-    assert 0 < judge.error.item() < judge.still.item()
+    assert (judge.error > 0).all()
+    assert (judge.error < torch.tensor([1.05, 0.95]) * judge.still).all()
+    assert 0.3 < judge.still[0] < 1 < judge.still[1]
+    assert "of no flow's where faces hardly move" in judge.quality()
     flow = torch.zeros(8, 2, 96, 96)
     flow[:, 0] = 4
     second = frames[:8]
