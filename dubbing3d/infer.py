@@ -88,9 +88,11 @@ class LearnedRenderer:
 
     def __init__(self, loaded: LoadedRenderer, model: FaceModel) -> None:
         self.model, self.shape = model, loaded.cfg.renderer
-        self.network = loaded.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.name, self.mask = "learned", self.shape.mask
-        self.batch = 4 if model.mean_shape.device.type == "cpu" else 16
+        self.network, self.name, self.mask = loaded.network, "learned", self.shape.mask
+        on_cpu = model.mean_shape.device.type == "cpu"
+        self.batch = 4 if on_cpu else 16
+        if not on_cpu:  # a CPU's instance norms copy maps that are channels last
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._references: References | None = None
         self._previous: Tensor | None = None
 
