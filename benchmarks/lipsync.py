@@ -6,6 +6,7 @@ long as trained ones.
 """
 
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,7 +46,9 @@ def compare_drawing(generator: Wav2Lip, device: str) -> None:
     for batch, repeats in ((1, 15), (16, 5)) if device == "cpu" else ((1, 50), (16, 50), (128, 20)):
         windows = torch.randn(batch, 1, 80, 16, device=device)
         faces = torch.rand(batch, 6, 96, 96, device=device)
-        calls = {name: partial(drawn, network, windows, faces) for name, network in networks.items()}
+        calls: dict[str, Callable[[], object]] = {
+            name: partial(drawn, network, windows, faces) for name, network in networks.items()
+        }
         medians = interleaved_medians(calls, repeats, warmup=2)
         plain = medians["plain module, eager, eval"][0]
         print(f"\nbatch {batch}")
