@@ -1,7 +1,7 @@
 """python -m common synthesize | prepare | doctor | fit | lse | syncnet | compare | label | weights | ict"""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -22,14 +22,6 @@ from common.cli import (
     pick_device,
     run_cli,
 )
-from common.compare import compare as compare_runs
-from common.data.prepare import SplitBy
-from common.data.talking_takes import Speaker
-from common.face3d.ict import convert
-from common.provenance import describe_label
-from common.synthetic.build import IdentityCorpusOptions, build_identity_corpus
-from common.synthetic.talking import TalkingCorpusOptions, build_talking_corpus
-from common.weights import report, weights_folder
 
 app = make_app("Corpora, labels and weights that the packages share.")
 synthesize = make_app("Build an embedded corpus.")
@@ -56,6 +48,8 @@ def identity(
     workers: Annotated[int, typer.Option(help="processes")] = 2,
 ) -> None:
     """People whose voice and face come from one vector (for voice2face)."""
+    from common.synthetic.build import IdentityCorpusOptions, build_identity_corpus
+
     options = IdentityCorpusOptions(
         identities, voices, faces, size, max_yaw=max_yaw, seed=seed, face_model=face_model, split_by=split_by
     )
@@ -76,6 +70,8 @@ def synthesize_talking(
     workers: Annotated[int, typer.Option(help="processes")] = 2,
 ) -> None:
     """People who say sentences, with the truth about face, lips and sync (for lipsync and dubbing3d)."""
+    from common.synthetic.talking import TalkingCorpusOptions, build_talking_corpus
+
     options = TalkingCorpusOptions(
         identities, seconds, size, seed, face_model, language or ["zh", "en"], split_by=split_by, max_yaw=max_yaw
     )
@@ -89,7 +85,9 @@ def talking(
     out: Out,
     size: Annotated[int | None, typer.Option(help="side of the crops in px; 224, voxceleb-video 256")] = None,
     framing: Annotated[str | None, typer.Option(help="head, face or tube (fixed for the clip)")] = None,
-    speaker: Annotated[Speaker, typer.Option(help="of several faces: whose lips move, or the largest")] = "talking",
+    speaker: Annotated[
+        Literal["talking", "largest"], typer.Option(help="of several faces: whose lips move, or the largest")
+    ] = "talking",
     shortest: Annotated[float | None, typer.Option(help="seconds of a clip at least")] = None,
     longest: Annotated[float | None, typer.Option(help="seconds; longer stretches are cut")] = None,
     filter: Filter = None,
@@ -98,7 +96,10 @@ def talking(
     sync: SyncWeights = "auto",
     lists: Annotated[Path | None, typer.Option(help="lrs2: the folder of the official lists")] = None,
     metadata: Annotated[Path | None, typer.Option(help="voxceleb-video: vox-metadata.csv")] = None,
-    split: Annotated[SplitBy, typer.Option(help="auto keeps official splits; or identity, recording")] = "auto",
+    split: Annotated[
+        Literal["auto", "identity", "recording"],
+        typer.Option(help="auto keeps official splits; or identity, recording"),
+    ] = "auto",
     limit: Annotated[int | None, typer.Option(help="at most so many people")] = None,
     backend: Faces = "dlib",
     workers: Workers = None,
@@ -180,12 +181,16 @@ def compare(
     figures: Annotated[Path | None, typer.Option(help="folder for the same curves as PNG")] = None,
 ) -> None:
     """Write one HTML page with the curves, figures, samples and configuration differences of runs."""
+    from common.compare import compare as compare_runs
+
     print("\n".join(compare_runs(runs, out, figures)))
 
 
 @app.command()
 def label(file: Annotated[Path, typer.Argument(help="a PNG or MP4")]) -> None:
     """Show the synthetic-content label of a picture or video."""
+    from common.provenance import describe_label
+
     print(describe_label(file))
 
 
@@ -226,6 +231,8 @@ def syncnet(
 @app.command()
 def weights() -> None:
     """List the external weights: which are here, where the others come from, under which licence."""
+    from common.weights import report
+
     print(report())
 
 
@@ -235,6 +242,9 @@ def ict(
     out: Annotated[Path | None, typer.Option(help="the npz; the weights folder unless given")] = None,
 ) -> None:
     """Convert the ICT-FaceKit face model to one file."""
+    from common.face3d.ict import convert
+    from common.weights import weights_folder
+
     target = out or weights_folder() / "ict_facekit.npz"
     convert(clone, target)
     print(f"written: {target}")

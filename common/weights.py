@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from functools import cache
 from http.client import HTTPException
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
 from common.errors import UserError
 from common.files import atomic_path, sha256
+
+if TYPE_CHECKING:  # the list of weights should not wait for torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -292,7 +292,7 @@ def fetch_weights(name: str, timeout: float = 10.0) -> Path:
     return target
 
 
-def load_state(path: Path, key: str | None = None) -> dict[str, Tensor]:
+def load_state(path: Path, key: str | None = None) -> "dict[str, Tensor]":
     """Named tensors of a PyTorch or safetensors file, on the CPU; the format is told by content, not by suffix.
 
     `key` picks one dictionary of several in the file (`net_recon`, `g_ema`, ...); without it a lone `state_dict`
@@ -301,6 +301,8 @@ def load_state(path: Path, key: str | None = None) -> dict[str, Tensor]:
     Raises:
         UserError: missing or torn file, a pickle that holds anything but tensors, no such `key`.
     """
+    from torch import Tensor
+
     content = _read(path)
     if key is None and isinstance(content.get("state_dict"), Mapping):
         key = "state_dict"
@@ -380,6 +382,9 @@ def _digest(path: Path, size: int, modified_ns: int) -> str:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
+    import torch
+    from safetensors.torch import load_file
+
     try:
         with open(path, "rb") as file:
             head = file.read(9)

@@ -77,6 +77,14 @@ def test_help_names_the_commands(words: tuple[str, ...]) -> None:
     assert all(part in out for part in ("A toy.", "train", "Train a toy.", "make"))
 
 
+def test_label_and_weights_wait_for_no_big_library() -> None:
+    check = (
+        "import sys, common.__main__, common.provenance, common.weights; "
+        "print(sorted({'torch', 'matplotlib', 'pandas', 'scipy', 'lightning'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", check], capture_output=True, text=True).stdout == "[]\n"
+
+
 def test_a_single_command_keeps_its_name() -> None:
     single = make_app("One.")
     single.command("only")(lambda: typer.echo("yes"))
