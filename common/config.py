@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -23,6 +24,8 @@ from common.provenance import ProvenanceConfig
 
 T = TypeVar("T")
 
+_ONE_LINE = {"default_flow_style": True, "sort_keys": False, "allow_unicode": True, "width": math.inf}
+"""Forms of `yaml.safe_dump`."""
 _UNFIT = (OmegaConfBaseException, TypeError)
 """What a merge raises at a value that its field cannot take."""
 _KINDS = {
@@ -182,6 +185,12 @@ def from_dict(
 def to_yaml(cfg: Any) -> str:
     """The resolved configuration as YAML that `load` reads back."""
     return OmegaConf.to_yaml(OmegaConf.create(to_dict(cfg)))
+
+
+def to_lines(cfg: Any) -> str:
+    """The same YAML with a line for each section, for people who read it on a terminal."""
+    sections = (yaml.safe_dump({key: value}, **_ONE_LINE) for key, value in to_dict(cfg).items())
+    return "".join(f"{section.strip()[1:-1]}\n" for section in sections)
 
 
 def config_hash(cfg: Any) -> str:

@@ -26,7 +26,7 @@ from common.checkpoints import (
     load_checkpoint,
     remove_leftovers,
 )
-from common.config import ExperimentConfig, TrainerConfig, to_dict, to_yaml
+from common.config import ExperimentConfig, TrainerConfig, to_dict, to_lines, to_yaml
 from common.errors import UserError
 from common.files import write_text
 from common.hardware import describe_hardware
@@ -182,13 +182,13 @@ def _claim(folder: Path, resume: bool, overwrite: bool) -> None:
 
 
 def _record(folder: Path, cfg: ExperimentConfig, start: int) -> None:
-    """Save what this run is, and tell where it stands, before its first step."""
+    """Print and save what this run is, before its first step."""
     version, hardware = git_version(), describe_hardware()
-    config = folder / "config.yaml"
-    write_text(config, to_yaml(cfg))
+    write_text(folder / "config.yaml", to_yaml(cfg))
     write_text(folder / "git.txt", version + "\n")
     write_text(folder / "hardware.txt", hardware + "\n")
-    print(f"source: {version}\nhardware: {hardware}\nrun folder: {folder}; its configuration: {config}")
+    print(to_lines(cfg), end="")
+    print(f"source: {version}\nhardware: {hardware}\nrun folder: {folder}")
     print(f"steps: {start} to {cfg.trainer.steps}", flush=True)
 
 

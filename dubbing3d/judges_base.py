@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
-from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.errors import UserError
+from common.progress import counted
 
 SIDE = 96
 """Side in px of the frames that own judges learn from."""
@@ -44,7 +44,7 @@ def learn(
 ) -> None:
     """Adam at a rate that rises over a tenth of the steps and falls to 0 along a cosine, on frames (N, 3, S, S)."""
     optimiser = torch.optim.Adam(network.parameters(), lr=rate)
-    for step in track(range(steps), description=what, transient=True):
+    for step in counted(range(steps), what, transient=True):
         rise = min(1.0, (step + 1) / (0.1 * steps + 1))
         optimiser.param_groups[0]["lr"] = rate * rise * 0.5 * (1 + math.cos(math.pi * step / steps))
         chosen = torch.randint(len(frames), (batch,), generator=generator)

@@ -20,7 +20,7 @@ from common.table_rows import Budget, Metric, Row
 from lipsync.build import EXPERT_KIND, KIND, expert_feature
 from lipsync.config import LipSyncConfig
 from lipsync.data import open_corpus
-from lipsync.evaluation import COLUMNS
+from lipsync.evaluation import COLUMNS, DUB
 from lipsync.report import FRAMES, write_report
 from lipsync.table_rows import BUDGETS, CLAIMS, METRICS, ROWS, TABLE2
 from lipsync.table_text import WORDS
@@ -115,10 +115,10 @@ def _difference(
 
 def _figures(folder: Path, runs: Mapping[str, Path], rows: Sequence[Row]) -> list[str]:
     """Curves of the rows, and figure 4: real frames, and what each row draws in their place."""
-    title = "what each row draws in their place"
+    title, drawn = "what each row draws in their place", [row for row in rows if row.part[-1] == DUB]
     return [
         *write_curves(folder, CURVES, runs, rows),
-        write_strips(folder, "figure 4", title, FRAMES, "real frames", runs, rows, width=COLUMNS),
+        write_strips(folder, "figure 4", title, FRAMES, "real frames", runs, drawn, width=COLUMNS),
     ]
 
 

@@ -67,8 +67,8 @@ class Fit:
         worst = int(torch.nan_to_num(self.residual, nan=-1.0).argmax())
         return (
             f"{int(seen.sum())} of {len(self)} frames show the face; its landmarks lie {self.residual.nanmedian():.2f} "
-            f"px from the model's at {self.size} px (median over frames; {self.residual[worst]:.2f} in the worst, "
-            f"{worst}); least confidence where it shows {self.confidence[seen].min():.2f}"
+            f"px from the model's at {self.size} px (median over frames; frame {worst} is the worst with "
+            f"{self.residual[worst]:.2f} px); least confidence where it shows {self.confidence[seen].min():.2f}"
         )
 
     def save(self, path: Path) -> None:

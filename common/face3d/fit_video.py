@@ -1,13 +1,9 @@
 """From videos and clips to their fits, and a video that shows how well one fits: `python -m common fit`."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from common.config import config_hash
 from common.errors import UserError
@@ -18,6 +14,7 @@ from common.face3d.morphable import FaceModel, load_face_model
 from common.faces import load_backend
 from common.faces.track import track_video
 from common.faces.tracks import Tracking, choose
+from common.progress import Bars
 from common.provenance import Provenance, ProvenanceConfig
 from common.video import Clip, VideoWriter, probe_video, read_frames
 
@@ -69,7 +66,7 @@ def fit_video(
     with VideoWriter(out, (3 * PANEL, PANEL), info.fps, audio=sound, provenance=label) as writer:
         tracking = track_video(video, finder)
         landmarks = _of_all_frames(tracking, face)
-        with _bar() as bar:
+        with Bars() as bar:
             task = bar.add_task("fitting", total=tracking.frames)
             fit = fit_sequence(
                 model,
@@ -112,12 +109,3 @@ def _of_all_frames(tracking: Tracking, face: str) -> np.ndarray:
     landmarks = np.full((tracking.frames, 68, 2), np.nan, np.float32)
     landmarks[track.start : track.start + len(track)] = track.landmarks
     return landmarks
-
-
-@contextmanager
-def _bar() -> Iterator[Progress]:
-    """A progress bar, on a terminal only."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        yield bar

@@ -192,6 +192,17 @@ def test_figures_show_curves_and_faces(table: Callable[..., str], tmp_path: Path
     assert "[figure_04.png](lipsync/figure_04.png)" in text
 
 
+def test_figure_4_shows_drawings_under_the_names_of_their_rows(
+    table: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[Row] = []
+    monkeypatch.setattr("lipsync.table.write_strips", lambda *given, **_: rows.extend(given[6]) or "written")
+    table(Trainer())
+    names = {row.experiment: row.name for row in reversed(rows)}
+    assert names["table2_full"] == FULL
+    assert "real video" not in names.values()
+
+
 def test_claims_and_printed_figures_speak_of_rows_and_metrics_that_exist() -> None:
     rows, metrics = {(row.table, row.name): row for row in ROWS}, {metric.key: metric for metric in METRICS}
     for claim in CLAIMS:
