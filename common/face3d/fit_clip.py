@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from common.face3d.camera import Camera
-from common.face3d.fit_prior import Priors, first_priors, holds_weights, lasting_factor
+from common.face3d.fit_prior import first_prior, holds_weights, lasting_factor, learned_rate
 from common.face3d.fit_refine import Photometry
 from common.face3d.fit_settings import FitSettings
 from common.face3d.fit_solve import Prior, minimise
@@ -17,11 +17,13 @@ from common.face3d.fit_terms import JAW, Basis, LandmarkTerm, State, Term, landm
 from common.face3d.morphable import FaceModel
 
 _ROUNDS = 6
-"""How often the identity and the landmarks' noise are estimated in turn."""
+"""How often identity, the landmarks' noise and the expressions' rates are estimated in turn."""
 _WIDE = 4.0
 """Factor on the robust scale while the face is not yet found."""
 _SIGMA_RANGE = (0.05, 4.0)
 """Bounds in px of the landmarks' estimated noise."""
+_USUAL_SIGMA = 0.35
+"""Noise in px from which on the sparsity of expressions counts in full."""
 _LEAST_CONTOUR = 0.06
 """Weight of an outline that never agrees."""
 _MOST_IDENTITY = 1.5
@@ -51,57 +53,44 @@ class ClipFit:
         self.model, self.camera, self.basis, self.settings = model, camera, basis, settings
         self.landmarks, self.linked = landmarks, linked
         self.start = None if start is None else State(*(part.to(landmarks) for part in start))
+        self.prior, self.held_down = self._first_prior(), torch.ones(model.sizes[1]).to(landmarks)
         self.sigma, self.contour = 2.0, settings.contour_weight
-        self.identity_factor, self.held_down = 1.0, torch.ones(model.sizes[1]).to(landmarks)
-        self.priors = self._priors()
 
-    def _priors(self, seen: Tensor | None = None) -> Priors:
-        """The priors, with what was learned of the clip, and its expressions as far as they are `seen` (T,Ke)."""
-        settings, start = self.settings, self.start
-        priors = first_priors(
+    def _first_prior(self) -> Prior:
+        settings = self.settings
+        prior = first_prior(
             self.model,
             pose_acceleration=settings.pose_acceleration,
             expression_change=settings.expression_change,
+            eye_change=settings.eye_change,
             sparsity=settings.sparsity,
-            seen=seen,
         )
-        mean = priors.row.expression_mean.expand(len(self.landmarks), -1)
-        precision = settings.start_sigma**-2
-
-        def placed(prior: Prior) -> Prior:
-            if start is None:
-                return replace(
-                    prior,
-                    linked=self.linked,
-                    identity_precision=self.identity_factor * prior.identity_precision,
-                    expression_mean=mean,
-                    rate=self.held_down * prior.rate,
-                )
-            return replace(
-                prior,
-                linked=self.linked,
-                identity_mean=start.identity,
-                identity_precision=torch.full_like(prior.identity_precision, precision),
-                expression_mean=start.expression,
-                expression_precision=precision * torch.eye(len(prior.rate)).to(prior.rate),
-                rate=torch.zeros_like(prior.rate),
-            )
-
-        return Priors(placed(priors.alone), placed(priors.row))
+        prior = replace(prior, linked=self.linked)
+        if self.start is None:
+            return replace(prior, expression_mean=prior.expression_mean.expand(len(self.landmarks), -1))
+        precision = self.settings.start_sigma**-2
+        return replace(
+            prior,
+            identity_mean=self.start.identity,
+            identity_precision=torch.full_like(prior.identity_precision, precision),
+            expression_mean=self.start.expression,
+            expression_precision=precision * torch.eye(len(prior.rate)).to(prior.rate),
+            rate=torch.zeros_like(prior.rate),
+        )
 
     def solve(self) -> State:
         """Identity, poses and expressions by landmarks alone."""
         state = self.start
         if state is None:
             pose = first_pose(self.landmarks, self.basis, self.camera)
-            state = State(self.priors.row.identity_mean, pose, torch.zeros_like(self.priors.row.expression_mean))
+            state = State(self.prior.identity_mean, pose, torch.zeros_like(self.prior.expression_mean))
         spread = _spread(len(self.landmarks), self.settings.subset)
         few = self._identify(state.at(spread, torch.float64), spread)
         state = State(few.identity, state.pose.clone(), state.expression.clone())
         for begin, first, last, end in _windows(len(self.landmarks), self.settings.window, self.settings.overlap):
             frames = slice(begin, end)
             part = state.at(frames, torch.float64)
-            prior = self.priors.row.of(frames)
+            prior = self.prior.of(frames)
             for scale in (_WIDE, 1.0):
                 term = self._landmark_term(frames, part, scale)
                 part = minimise(
@@ -111,10 +100,10 @@ class ClipFit:
         return state
 
     def _identify(self, state: State, frames: Tensor) -> State:
-        """Fit some frames with the identity free; learn the landmarks' noise on the way."""
+        """Fit some frames with the identity free; learn the landmarks' noise and the priors' strengths on the way."""
+        prior = replace(self.prior.of(frames), linked=torch.zeros_like(frames[1:], dtype=torch.bool))
         for turn in range(_ROUNDS):
             term = self._landmark_term(frames, state, _WIDE if turn == 0 else 1.0)
-            prior = self._alone(frames)
             state = minimise([term], self.camera, state, prior, free_identity=True, iterations=self.settings.iterations)
             away = (project(self.basis, self.camera, state) - self.landmarks[frames]).abs()
             outline, inner = (1.48 * float(part.nanmedian()) for part in (away[:, :JAW], away[:, JAW:]))
@@ -122,24 +111,26 @@ class ClipFit:
             if turn > 0:
                 self.contour = min(max((self.sigma / max(outline, 1e-6)) ** 2, _LEAST_CONTOUR), 1.0)
             if turn > 0 and self.start is None:
-                self._learn(state)
+                prior = self._learned(prior, state)
+        self.prior = replace(self.prior, rate=prior.rate, identity_precision=prior.identity_precision)
         return state
 
-    def _alone(self, frames: Tensor) -> Prior:
-        """The prior of frames that are not neighbours."""
-        return replace(self.priors.alone.of(frames), linked=torch.zeros_like(frames[1:], dtype=torch.bool))
-
-    def _learn(self, state: State) -> None:
-        """Fit the priors to the clip's own coefficients.
+    def _learned(self, prior: Prior, state: State) -> Prior:
+        """The prior with what the clip's own coefficients say about it.
 
         Identity coefficients are N(0,1). Where they come out larger, landmarks err alike in all frames (a detector's
         idea of a brow or a jaw is not the model's), and the prior gains weight until they do not. Expressions that last
         are held down then as well, for they take the same errors.
         """
-        self.identity_factor *= max(1.0, float((state.identity**2).mean()) / _MOST_IDENTITY) ** 1.5
-        if holds_weights(self.model) and self.identity_factor > 1:
+        excess = max(1.0, float((state.identity**2).mean()) / _MOST_IDENTITY)
+        prior = replace(prior, identity_precision=prior.identity_precision * excess**1.5)
+        if not holds_weights(self.model):
+            return prior
+        if float(prior.identity_precision[0]) > 1:
             self.held_down = self.held_down * lasting_factor(self.model, state.expression)
-        self.priors = self._priors(state.expression)
+        # Landmarks that are exact need little prior, and their noise has a floor that would give them too much.
+        sparsity = self.settings.sparsity * min(max(self.sigma / _USUAL_SIGMA, 0.2), 1.0)
+        return replace(prior, rate=self.held_down * learned_rate(self.model, state.expression, sparsity))
 
     def _landmark_term(self, frames: Tensor | slice, state: State, wide: float = 1.0) -> LandmarkTerm:
         settings = self.settings
@@ -171,7 +162,7 @@ class ClipFit:
                 colours = photometry.colours(part, images, albedo, mean, free_albedo=False)
                 terms: list[Term] = [self._landmark_term(frames, part), colours.term]
                 part = minimise(
-                    terms, self.camera, part, self.priors.row.of(frames), free_identity=False, iterations=_COLOUR_STEPS
+                    terms, self.camera, part, self.prior.of(frames), free_identity=False, iterations=_COLOUR_STEPS
                 )
             _put(state, part, first, last, begin)
             gammas.append(colours.gamma[first - begin : last - begin])
@@ -183,7 +174,7 @@ class ClipFit:
         """Identity, albedo (Ka,) and mean light (27,) from spread frames of the first window."""
         spread = _spread(len(images), _IDENTITY_PICTURES)
         few = state.at(spread, torch.float64)
-        prior = self._alone(spread)
+        prior = replace(self.prior.of(spread), linked=torch.zeros_like(spread[1:], dtype=torch.bool))
         mean = torch.zeros(27).to(albedo)
         for _ in range(_COLOUR_ROUNDS + 1):
             colours = photometry.colours(few, images[spread], albedo, mean, free_albedo=True)

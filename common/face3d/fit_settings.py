@@ -17,13 +17,14 @@ class FitSettings:
     """Share of that weight that deviations along the outline have."""
     contour_turn: tuple[float, float] = (15.0, 40.0)
     """Yaw in degrees between which the averted side of the outline loses its weight."""
-    sparsity: float = 1.0
+    sparsity: float = 0.4
     """Strength of the belief that most expressions rest, where they are weights in [0,1]; 0 turns it off."""
     pose_acceleration: tuple[float, float, float, float, float, float] = (0.01, 0.01, 0.01, 0.01, 0.01, 0.04)
     """Standard deviation of the second difference of pitch, yaw, roll (rad) and x, y, z (dm)."""
     expression_change: float = 0.1
-    """Standard deviation of an expression's change from frame to frame, where it is a mode of N(0,1); what weights in
-    [0,1] do is in `fit_prior`."""
+    """Standard deviation of an expression's change from frame to frame."""
+    eye_change: float = 0.25
+    """The same for expressions that begin with `eye`: lids are fast."""
     start_sigma: float = 0.3
     """How far coefficients may lie from those of a given start."""
     subset: int = 64
@@ -42,9 +43,7 @@ class FitSettings:
     def __post_init__(self) -> None:
         if min(self.subset, self.window, self.iterations, self.vertices) < 1 or self.overlap < 0:
             raise UserError("fit settings: subset, window, iterations and vertices start at 1, overlap at 0")
-        if min(self.robust_scale, self.expression_change, self.start_sigma, self.photometric) <= 0:
+        if min(self.robust_scale, self.expression_change, self.eye_change, self.start_sigma, self.photometric) <= 0:
             raise UserError("fit settings: scales, changes, sigmas and photometric must be positive")
-        if self.expression_change >= 1:
-            raise UserError("fit settings: expression_change is a part of 1, the standard deviation of a mode")
         if min(self.pose_acceleration) <= 0 or self.sparsity < 0 or self.contour_turn[0] >= self.contour_turn[1]:
             raise UserError("fit settings: accelerations are positive, sparsity is not negative, contour_turn ascends")

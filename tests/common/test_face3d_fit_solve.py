@@ -17,7 +17,6 @@ from common.face3d.fit_photo import (
     softening,
     solve_light,
 )
-from common.face3d.fit_prior import Priors, first_priors
 from common.face3d.fit_solve import Prior, _assemble, _chain_step
 from common.face3d.fit_start import clip_matrix, compose_affine, first_pose, invert_affine, transform
 from common.face3d.fit_terms import Basis, LandmarkTerm, State, landmark_metric, linearise, project
@@ -210,30 +209,3 @@ def test_the_bands_power_is_their_mean_square_over_the_sphere() -> None:
     around = torch.nn.functional.normalize(torch.randn(200000, 3, generator=torch.Generator().manual_seed(0)), dim=1)
     expected = (harmonics(around) ** 2).mean(0)
     torch.testing.assert_close(_power(around)[1:], expected[1:], rtol=0.02, atol=0)
-
-
-def _priors(model: FaceModel, seen: Tensor | None = None) -> Priors:
-    return first_priors(model, pose_acceleration=[0.1] * 6, expression_change=0.1, sparsity=1.0, seen=seen)
-
-
-def test_a_row_of_frames_is_believed_to_be_autoregressive(model: FaceModel) -> None:
-    alone, row = _priors(model)
-    jaw, frames = model.expression_index("jawOpen"), 201
-    step = torch.diff(torch.eye(frames).double(), dim=0)
-    precision = row.expression_smooth[jaw] * step.T @ step
-    precision += row.expression_precision[jaw, jaw] * torch.eye(frames).double()
-    covariance = torch.linalg.inv(precision)[100]
-    assert covariance[100] == pytest.approx(0.3**2)
-    assert covariance[101] == pytest.approx(0.88 * 0.3**2)
-    assert covariance[102] == pytest.approx(0.88**2 * 0.3**2)
-    assert 1 / alone.expression_precision[jaw, jaw] == pytest.approx(0.3**2)
-
-
-def test_what_a_clip_moves_is_given_room_and_what_rests_held_down(model: FaceModel) -> None:
-    seen = torch.zeros(10, model.sizes[1]).double()
-    smile, stretch = model.expression_index("mouthSmile_L"), model.expression_index("mouthStretch_L")
-    seen[::2, smile] = 0.8
-    for before, after in zip(_priors(model), _priors(model, seen), strict=True):
-        assert after.rate[smile] < 0.5 * before.rate[smile]
-        assert after.expression_smooth[smile] < 0.2 * before.expression_smooth[smile]
-        assert after.rate[stretch] > 2 * before.rate[stretch]
