@@ -26,7 +26,7 @@ _EYES = 1.5
 """Factor on the eyes' openings inside which no vertex is taken: gaze, lashes and glints are not of the model."""
 _LEAST_FACING = 0.25
 """Cosine to the camera below which a vertex is left out: there the background bleeds in."""
-_EVEN = 0.1
+_EVEN = 0.01
 """Weight of evenly lit directions all around, as a share of that of the vertices that show."""
 STENCIL = torch.tensor([[0.5, 0.0], [-0.5, 0.0], [0.0, 0.5], [0.0, -0.5]])
 """Where around a point the picture is read: right, left, below, above, in px."""
