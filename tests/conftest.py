@@ -8,7 +8,7 @@ import torch
 
 from common.data.corpus import Corpus
 
-# librosa compiles itself into a cache that two processes at a time can mix up, which ends in a segmentation fault.
+# librosa compiles itself into a cache on disk, which numba does not guard against two processes that write at a time.
 _WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
 os.environ["NUMBA_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / f"numba-{_WORKER}")
 
