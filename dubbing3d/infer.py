@@ -106,7 +106,7 @@ class LearnedRenderer:
         count = min(self.shape.references, len(crops))
         guides = None
         if self.shape.reference_guide:
-            guides = self._guide(faces, matrices)[None, :count]
+            guides = self.guide(faces, matrices)[None, :count]
         self._references = self.network.encode_references(crops[None, :count], guides)
         self.restart()
 
@@ -115,12 +115,18 @@ class LearnedRenderer:
         self._previous = None
 
     @torch.no_grad()
+    def guide(self, faces: FaceFrames, matrices: Tensor) -> Tensor:
+        """I_3D (B,3 or 4,S,S) as the network takes it, of faces in crops; matrices (B,2,3) from the clip's px."""
+        image, cover = draw_guide(self.model, faces, matrices, self.shape.size)
+        return torch.cat([image, cover], dim=1) if self.shape.guide_mask else image
+
+    @torch.no_grad()
     def render(
         self, crops: Tensor, old: FaceFrames, expression: Tensor, matrices: Tensor, masks: Tensor, landmarks: Tensor
     ) -> RenderParts:
         """See `FaceRenderer`."""
         assert self._references is not None, "begin comes first"
-        guide = self._guide(old.with_expression(expression), matrices)
+        guide = self.guide(old.with_expression(expression), matrices)
         left = crops * (1 - masks)
         if not self.network.recurrent:
             return self._parts(guide, left, None)
@@ -132,10 +138,6 @@ class LearnedRenderer:
         return RenderParts(
             *(torch.cat(values) for values in zip(*(vars(part).values() for part in parts), strict=True))
         )
-
-    def _guide(self, faces: FaceFrames, matrices: Tensor) -> Tensor:
-        image, cover = draw_guide(self.model, faces, matrices, self.shape.size)
-        return torch.cat([image, cover], dim=1) if self.shape.guide_mask else image
 
     def _parts(self, guide: Tensor, left: Tensor, previous: Tensor | None) -> RenderParts:
         assert self._references is not None
