@@ -193,6 +193,12 @@ def dub(
     ] = "clip",
     colours: Annotated[bool, typer.Option(help="fit the pictures' colours too, not only landmarks")] = True,
     references: Annotated[int, typer.Option(min=1, help="pictures that tell the renderer how the person looks")] = 6,
+    adapt: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="steps in which a trained renderer learns the clip's person first; its own unless given"
+        ),
+    ] = None,
     feather: Annotated[float, typer.Option(min=0, max=0.5, help="soft edge of the mask, share of the crop")] = 0.05,
     seam: Annotated[
         Literal["match", "plain"], typer.Option(help="let colours meet along the mask's edge, or leave them")
@@ -230,6 +236,7 @@ def dub(
         smooth=smooth,
         colours=colours,
         references=references,
+        adapt=adapt,
         feather=feather,
         seam=seam,
         crf=crf,

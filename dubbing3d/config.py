@@ -141,6 +141,8 @@ class RendererConfig:
     """steps after those with the first epsilon; the rest of `trainer.steps` has the second"""
     epsilon: tuple[float, float] = (0.1, 0.2)
     """weight of the inpainting losses early and late (eq. 32)"""
+    adapt_steps: int = 0
+    """steps in which `dub` lets the trained network learn the clip's person first; `dub --adapt` overrules it"""
 
     def __post_init__(self) -> None:
         if self.size < 64 or self.size % 32:
@@ -152,7 +154,9 @@ class RendererConfig:
             )
         if self.size == 64 and self.batch_size == 1:
             raise ValueError("renderer.batch_size: the flow network's batch norms want 2 frames or more at 64 px")
-        if self.align_steps < 0 or self.early_steps < 0 or not all(0 <= value <= 1 for value in self.epsilon):
+        if min(self.align_steps, self.early_steps, self.adapt_steps) < 0 or not all(
+            0 <= value <= 1 for value in self.epsilon
+        ):
             raise ValueError("renderer: steps cannot be negative, and epsilon lies in [0,1]")
         if not self.warp and (self.references > 1 or self.reference_guide):
             raise ValueError("renderer: several references, and their drawn faces, need renderer.warp")

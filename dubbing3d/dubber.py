@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,7 @@ from common.errors import UserError
 from common.face3d.morphable import FaceModel
 from common.faces.paste import cut_crops, paste_crops
 from common.faces.seam import match_seam
+from common.progress import Bars
 from dubbing3d.build import LoadedExpression
 from dubbing3d.coefficients import spoken_columns
 from dubbing3d.crop_mask import crop_mask, feathered
@@ -25,6 +26,8 @@ from dubbing3d.debug_sheet import DebugSheet
 from dubbing3d.face_plan import plan_face
 from dubbing3d.guide import FaceFrames, draw_guide
 from dubbing3d.infer import (
+    Adapting,
+    ClipFrames,
     FaceRenderer,
     Remembering,
     at_times,
@@ -36,6 +39,8 @@ from dubbing3d.semantic import StillMouths
 
 _MASK_SIZE = 160
 """px at which masks are worked out; their edges are soft, so that more would show nothing."""
+_LEARNED_FROM = 128
+"""Frames of a clip, at most, from which a renderer learns the person."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,8 @@ class DubSettings:
     """Fit the pictures' colours too, not only the landmarks."""
     references: int = 6
     """Pictures of the clip that tell the renderer how the person looks."""
+    adapt: int | None = None
+    """Steps in which a trained renderer learns the person from the clip; None is what its configuration says."""
     feather: float = 0.05
     """Width of the mask's soft edge as a share of the crop."""
     seam: Literal["match", "plain"] = "match"
@@ -75,6 +82,8 @@ class DubSettings:
                 f"dubbing needs feather in [0, 0.5], crf in [0, 51], batch >= 0 and references >= 1, not "
                 f"{self.feather}, {self.crf}, {self.batch} and {self.references}"
             )
+        if self.adapt is not None and self.adapt < 0:
+            raise UserError(f"dubbing needs adapt >= 0, not {self.adapt}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +148,8 @@ class Dubber:
             )
         with self._clock("render"):
             pictures = self._begin()
+        with self._clock("adapt"):
+            self._adapt(scene.bars)
         with self._clock("listen"):
             self._expressions, self._shift = self._predict(performer, pictures[0])
         names = self._model.expression_names
@@ -193,10 +204,31 @@ class Dubber:
             found = self._footage.read(float(self._times[frame]))
             pictures.append(next(found)[1])
             found.close()
-        crops, faces, matrices, masks, landmarks = self._inputs(pictures, plan.references)
-        self._reference = crops[0].cpu()
-        self._renderer.begin(crops, faces, matrices, masks, landmarks)
+        given = self._inputs(pictures, plan.references)
+        self._reference = given.crops[0].cpu()
+        self._renderer.begin(*given)
         return pictures
+
+    def _adapt(self, bars: Bars) -> None:
+        """Let a renderer that can learn from the clip do so, from frames spread over all of it."""
+        if not isinstance(self._renderer, Adapting):
+            if self._settings.adapt:
+                raise UserError(f"the renderer {self._renderer.name} learns nothing from a clip: leave --adapt out")
+            return
+        steps = self._renderer.adapt_steps if self._settings.adapt is None else self._settings.adapt
+        free = np.setdiff1d(np.flatnonzero(self._plan.present), self._plan.references)
+        if steps and len(free):
+            chosen = free[np.linspace(0, len(free) - 1, min(len(free), _LEARNED_FROM)).round().astype(int)]
+            task = bars.add_task("learning the face", total=steps)
+            self._renderer.adapt(self._frames(chosen), steps, lambda done: bars.advance(task, done))
+
+    def _frames(self, chosen: np.ndarray) -> Iterator[ClipFrames]:
+        """Frames of the footage, given in the order of time, in batches."""
+        wanted = set(chosen.tolist())
+        stored = enumerate(islice(self._footage.read(), int(chosen[-1]) + 1))
+        pictures = ((index, image) for index, (_, image) in stored if index in wanted)
+        while part := list(islice(pictures, self.batch)):
+            yield self._inputs([image for _, image in part], np.array([index for index, _ in part]))
 
     def _predict(self, performer: Performer, picture: np.ndarray) -> tuple[Tensor, Tensor]:
         """Expressions (F,Ke) at 25 fps, and what is added to them, so that silence is the person's closed mouth."""
@@ -226,10 +258,7 @@ class Dubber:
         wanted[:, columns] = torch.lerp(own[:, columns], spoken[:, columns], share)
         return wanted
 
-    def _inputs(
-        self, images: list[np.ndarray], sources: np.ndarray
-    ) -> tuple[Tensor, FaceFrames, Tensor, Tensor, Tensor]:
-        """What a renderer is given: crops, faces, matrices, masks, landmarks."""
+    def _inputs(self, images: list[np.ndarray], sources: np.ndarray) -> ClipFrames:
         plan, size = self._plan, self._plan.size
         faces = FaceFrames.of(plan.fit, torch.from_numpy(sources))
         matrices = torch.from_numpy(plan.matrices[sources])
@@ -241,7 +270,7 @@ class Dubber:
             landmarks=landmarks * (small / size),
         )  # fmt: skip
         masks = F.interpolate(masks, (size, size), mode="bilinear", align_corners=False)
-        return crops, faces, matrices, masks, landmarks
+        return ClipFrames(crops, faces, matrices, masks, landmarks)
 
     def _draw(
         self, images: list[np.ndarray], sources: np.ndarray, wanted: Tensor, numbers: np.ndarray

@@ -1,8 +1,8 @@
 """Trained networks in use: expressions out of a recording, faces out of expressions. Plain modules only."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from common.dubbing.speech import samples
 from common.face3d.morphable import FaceModel
+from dubbing3d.adapt import Examples, adapted
 from dubbing3d.build import LoadedExpression, LoadedRenderer
 from dubbing3d.crop_mask import MaskKind
 from dubbing3d.guide import FaceFrames, draw_guide
@@ -22,6 +23,21 @@ SAMPLES = 640
 """Of a frame at 25 fps."""
 _PART, _AROUND = 100, 25
 """Frames whose expressions are kept of a pass through the network, and those before and behind that it sees as well."""
+
+
+class ClipFrames(NamedTuple):
+    """B frames of one clip as a renderer is given them."""
+
+    crops: Tensor
+    """(B,3,S,S) in [-1,1]."""
+    faces: FaceFrames
+    """Their own coefficients."""
+    matrices: Tensor
+    """(B,2,3) maps from the clip's px to the crops."""
+    masks: Tensor
+    """(B,1,S,S) crop masks."""
+    landmarks: Tensor
+    """(B,68,2) in px of the crops; NaN where they are not known."""
 
 
 class FaceRenderer(Protocol):
@@ -67,6 +83,20 @@ class FaceRenderer(Protocol):
 
 
 @runtime_checkable
+class Adapting(Protocol):
+    """A renderer that can learn more of a clip than its references show."""
+
+    @property
+    def adapt_steps(self) -> int:
+        """Updates that it was made for; 0 is none."""
+        ...
+
+    def adapt(self, frames: Iterable[ClipFrames], steps: int, progress: Callable[[int], None] | None = None) -> None:
+        """Learn from batches of the clip's frames as they are, in so many updates; after `begin`."""
+        ...
+
+
+@runtime_checkable
 class Remembering(Protocol):
     """A renderer whose faces depend on those that it drew before."""
 
@@ -89,10 +119,12 @@ class LearnedRenderer:
     def __init__(self, loaded: LoadedRenderer, model: FaceModel) -> None:
         self.model, self.shape = model, loaded.cfg.renderer
         self.network, self.name, self.mask = loaded.network, "learned", self.shape.mask
+        self.adapt_steps, self._loaded = self.shape.adapt_steps, loaded
         on_cpu = model.mean_shape.device.type == "cpu"
         self.batch = 4 if on_cpu else 16
         if not on_cpu:  # a CPU's instance norms copy maps that are channels last
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._shown: tuple[Tensor, Tensor | None] | None = None
         self._references: References | None = None
         self._previous: Tensor | None = None
 
@@ -107,8 +139,19 @@ class LearnedRenderer:
         guides = None
         if self.shape.reference_guide:
             guides = self.guide(faces, matrices)[None, :count]
-        self._references = self.network.encode_references(crops[None, :count], guides)
+        self.network = self._loaded.network
+        self._shown = crops[None, :count], guides
+        self._references = self.network.encode_references(*self._shown)
         self.restart()
+
+    @torch.no_grad()
+    def adapt(self, frames: Iterable[ClipFrames], steps: int, progress: Callable[[int], None] | None = None) -> None:
+        """See `Adapting`; until the next `begin` a copy of the network draws."""
+        assert self._shown is not None, "begin comes first"
+        parts = [(self.guide(part.faces, part.matrices), part.crops, part.masks) for part in frames]
+        examples = Examples(*(torch.cat(values) for values in zip(*parts, strict=True)))
+        self.network = adapted(self._loaded.network, self._loaded.cfg, self._shown, examples, steps, progress=progress)
+        self._references = self.network.encode_references(*self._shown)
 
     def restart(self) -> None:
         """See `Remembering`."""
