@@ -1,8 +1,9 @@
 """Trained networks in use: expressions out of a recording, faces out of expressions. Plain modules only."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from dubbing3d.adapt import Examples, adapted
 from dubbing3d.build import LoadedExpression, LoadedRenderer
 from dubbing3d.crop_mask import MaskKind
 from dubbing3d.guide import FaceFrames, draw_guide
+from dubbing3d.motion import carried
 from dubbing3d.networks.renderer import References
 from dubbing3d.render_parts import RenderParts
 from dubbing3d.speech import BEFORE
@@ -108,8 +110,8 @@ class Remembering(Protocol):
 class LearnedRenderer:
     """Stage 2's networks behind the protocol; references are encoded once per clip.
 
-    With a recurrent network, each face is drawn with the one before it at hand, and the first of a sequence with none,
-    as in training.
+    With a recurrent network, each face is drawn with the one before it at hand, which the face model's motion carries
+    into its frame, and the first of a sequence with none, as in training.
 
     Args:
         loaded: the network, on its device.
@@ -126,7 +128,8 @@ class LearnedRenderer:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._shown: tuple[Tensor, Tensor | None] | None = None
         self._references: References | None = None
-        self._previous: Tensor | None = None
+        # The last picture, with the face that it shows and that one's matrix.
+        self._previous: tuple[Tensor, FaceFrames, Tensor] | None = None
 
     def crop_size(self, side: float) -> int:
         """The network's own, whatever the frame."""
@@ -169,15 +172,18 @@ class LearnedRenderer:
     ) -> RenderParts:
         """See `FaceRenderer`."""
         assert self._references is not None, "begin comes first"
-        guide = self.guide(old.with_expression(expression), matrices)
+        wanted = old.with_expression(expression)
+        guide = self.guide(wanted, matrices)
         left = crops * (1 - masks)
         if not self.network.recurrent:
             return self._parts(guide, left, None)
         parts = []
         for index in range(len(crops)):
             one = slice(index, index + 1)
-            parts.append(self._parts(guide[one], left[one], self._previous))
-            self._previous = parts[-1].image
+            face, matrix = _rows(wanted, one), matrices[one]
+            previous = None if self._previous is None else carried(self.model, *self._previous, face, matrix)
+            parts.append(self._parts(guide[one], left[one], previous))
+            self._previous = parts[-1].image, face, matrix
         return RenderParts(
             *(torch.cat(values) for values in zip(*(vars(part).values() for part in parts), strict=True))
         )
@@ -187,6 +193,16 @@ class LearnedRenderer:
         drawn = self.network(guide, self._references, left, previous)
         flow = left.new_zeros(len(left), 2, *left.shape[2:]) if drawn.flow is None else drawn.flow[:, 0]
         return RenderParts(drawn.image_i, flow, drawn.warp, drawn.colour_i, drawn.attention_i)
+
+
+def _rows(faces: FaceFrames, rows: slice) -> FaceFrames:
+    """Some of the frames; what all of them share stays."""
+    framewise: dict[str, Any] = {
+        name: value[rows]
+        for name, value in vars(faces).items()
+        if isinstance(value, Tensor) and len(value) == len(faces)
+    }
+    return replace(faces, **framewise)
 
 
 Images = Callable[[int, int], Tensor]

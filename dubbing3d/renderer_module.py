@@ -21,6 +21,7 @@ from dubbing3d.config import DubbingConfig, RendererConfig
 from dubbing3d.crop_mask import crop_mask
 from dubbing3d.guide import draw_guide
 from dubbing3d.losses import FeatureJudge, FlowJudge, Forms, Weights
+from dubbing3d.motion import carried
 from dubbing3d.networks.renderer import RenderOutput, TextureOutput
 from dubbing3d.renderer_data import RenderedFrames, faces_of
 
@@ -44,7 +45,7 @@ class Inputs(NamedTuple):
     target: Tensor
     """I_t (B,3,S,S)."""
     previous: Tensor | None
-    """(B,3,S,S) the renderer's own drawing of the frame before, 0 where there is none."""
+    """(B,3,S,S) the renderer's own drawing of the frame before, moved as the face did since; 0 where there is none."""
 
 
 class RendererTraining(TrainModule):
@@ -104,16 +105,19 @@ class RendererTraining(TrainModule):
         """What the renderer sees of a batch of `RenderedFrames`.
 
         A recurrent one draws the frame before first, knowing nothing of earlier ones, and is shown what it drew there,
-        as it is when it dubs: the true frame would hand it the true mouth. `recall` (B,) bool says where; elsewhere,
-        and where a clip begins, it sees nothing.
+        as it is when it dubs: the true frame would hand it the true mouth. The face model's motion carries that into
+        the target's frame. `recall` (B,) bool says where; elsewhere, and where a clip begins, it sees nothing.
         """
         cfg = self.cfg.renderer
         found = self._inputs(batch, slice(0, 1), batch["target"], batch["landmarks"])
         if not cfg.recurrent or recall is False:
             return found
-        before = self._inputs(batch, slice(1 + cfg.references, None), batch["before"], batch["landmarks_before"])
+        last = slice(1 + cfg.references, None)
+        before = self._inputs(batch, last, batch["before"], batch["landmarks_before"])
+        faces = (*faces_of(batch, last), *faces_of(batch, slice(0, 1)))
+        previous = carried(self._frozen[0], self(before).image_i, *faces)
         shown = batch["follows"] & recall
-        return found._replace(previous=self(before).image_i * shown.view(-1, 1, 1, 1))
+        return found._replace(previous=previous * shown.view(-1, 1, 1, 1))
 
     def _inputs(self, batch: dict[str, Tensor], row: slice, picture: Tensor, landmarks: Tensor) -> Inputs:
         """Those of one frame of each item, drawn as a clip's first."""

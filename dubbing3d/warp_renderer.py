@@ -19,6 +19,7 @@ from common.face3d.morphable import FaceModel
 from common.face3d.raster import Fragments, interpolate, rasterise
 from dubbing3d.crop_mask import MaskKind, feathered, wide_open
 from dubbing3d.guide import FaceFrames, face_triangles, project
+from dubbing3d.motion import surface_flow, visible
 from dubbing3d.networks.warp import warp
 from dubbing3d.render_parts import RenderParts
 
@@ -38,8 +39,6 @@ _PARTED = 0.25
 """dm by which the lips are apart while distances along the face are measured, so that they do not pull each other."""
 _FARTHEST = 0.06
 """Longest way, as a share of the face, that the model is moved to meet the landmarks."""
-_BEHIND = 0.03
-"""dm by which a point must lie behind the nearest surface to count as hidden."""
 _FADE = 0.03
 """Half the way, as a share of the crop, over which the flow fades out inside the mask."""
 _OPEN = 0.05
@@ -146,10 +145,9 @@ class WarpRenderer:
         skin = self._skin(fragments)
         change = self._change(before, after)
         displacement = torch.lerp(before.xy, self._shrunk(before, 1.0), change[:, None, None]) - after.xy
-        seen = _visible(before, was.depth)[..., None]
-        spread = interpolate(fragments, torch.cat([displacement, seen], dim=2), self._triangles)
-        known = skin * (spread[:, 2:] > 0.5).to(skin)
-        flow = _filled(spread[:, :2], known) * feathered(masks, max(1, round(_FADE * size)))
+        seen = visible(before.xy, before.depth, was.depth)
+        flow = surface_flow(fragments, self._triangles, displacement, seen, skin)
+        flow = flow * feathered(masks, max(1, round(_FADE * size)))
         moved = warp(crops, flow).clamp(-1, 1)
         gap = self._gap(after, fragments, skin)
         colours = self._inner(after, fragments, old.with_expression(expression), crops, was, masks)
@@ -306,32 +304,6 @@ def _parted(model: FaceModel) -> Tensor:
 def _spread(points: Tensor) -> Tensor:
     """(B,) root mean square distance of points (B,N,2) from their middle."""
     return (points - points.mean(1, keepdim=True)).square().sum(2).mean(1).sqrt().clamp_min(1e-6)
-
-
-def _visible(surface: Surface, nearest: Tensor) -> Tensor:
-    """(B,V): 1 for vertices that lie at the nearest surface (B,S,S) or outside of every triangle."""
-    size = nearest.shape[-1]
-    far = F.max_pool2d(torch.where(nearest.isfinite(), nearest, 1e6)[:, None], 3, 1, 1).flatten(1)
-    place = surface.xy.floor().long()
-    inside = ((place >= 0) & (place < size)).all(dim=2)
-    index = place.clamp(0, size - 1)
-    hit = far.gather(1, index[..., 1] * size + index[..., 0])
-    return (inside & (surface.depth <= hit + _BEHIND)).to(surface.xy)
-
-
-def _filled(values: Tensor, known: Tensor) -> Tensor:
-    """Values (B,C,S,S) carried on smoothly to where `known` (B,1,S,S) is 0, by ever coarser means."""
-    levels = [(values * known, known)]
-    while levels[-1][1].shape[-1] > 1:
-        total, weight = (F.avg_pool2d(part, 2, ceil_mode=True) for part in levels[-1])
-        levels.append((total, weight))
-    total, weight = levels.pop()
-    filled = total / weight.clamp_min(1e-6)
-    for total, weight in reversed(levels):
-        coarse = F.interpolate(filled, size=total.shape[-2:], mode="bilinear", align_corners=False)
-        here = total / weight.clamp_min(1e-6)
-        filled = torch.lerp(coarse, here, weight.clamp(0, 1))
-    return filled
 
 
 def _soft(mask: Tensor) -> Tensor:

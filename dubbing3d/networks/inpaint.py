@@ -88,7 +88,8 @@ class RBFIN(nn.Module):
         msaf: False adds textures as they are (table 4, no MSAF).
         scales: where textures come in (table 6), any of "low", "mid", "high".
         scale, depthwise: see `MSAF`.
-        recurrent: also take the previous frame's result; its weights start at 0, so that at first it changes nothing.
+        recurrent: also take the previous frame's result, moved into this one; its weights start at 0, so that at first
+            it changes nothing.
     """
 
     def __init__(
@@ -142,7 +143,8 @@ class RBFIN(nn.Module):
             warped, crop: (B, 3, S, S).
             guide: (B, guide_channels, S, S).
             textures: TMN's features by scale; may be left out where none are fused.
-            previous: (B, 3, S, S) the last frame's result; only with `recurrent`, and never needed.
+            previous: (B, 3, S, S) the last frame's result, each piece of the face where it is in this frame; only with
+                `recurrent`, and never needed.
         """
         if self.fuse and textures is None:
             raise ValueError("this network fuses textures and got none")

@@ -81,7 +81,7 @@ class Renderer(nn.Module):
         depthwise: MSAF's convolutions per channel; False reads eq. 19 plainly and costs more than table 7 prints.
         multi_reference: SFM can weigh several references against each other.
         reference_guide: SFM also sees each reference's own render, which the paper leaves out.
-        recurrent: RBFIN also takes the previous result, through weights that start at 0.
+        recurrent: RBFIN also takes the previous result, moved as the face moved since, through weights that start at 0.
         guide_channels: of the render: 3, or 4 with its coverage.
     """
 
@@ -191,7 +191,8 @@ class Renderer(nn.Module):
             guide: renders I_3D (B, guide_channels, S, S).
             references: (B, N, 3, S, S) or (B, 3, S, S), or what `encode_references` gave, of batch B or 1.
             crop: I_crop (B, 3, S, S), with nothing where the face is to be drawn.
-            previous: (B, 3, S, S) the last frame's result; only with `recurrent`, and never needed.
+            previous: (B, 3, S, S) the last frame's result, each piece of the face where it is in this frame; only with
+                `recurrent`, and never needed.
         """
         textured = self.texture(guide, references)
         halves = self.rbfin(textured.warp, guide, crop, textured.features, previous)

@@ -18,8 +18,9 @@ from dubbing3d.build import EXPRESSION_KIND, KIND, load_expression, load_rendere
 from dubbing3d.clips import corpus_model
 from dubbing3d.config import DubbingConfig
 from dubbing3d.data import open_corpus
+from dubbing3d.motion import carried
 from dubbing3d.networks import RenderOutput
-from dubbing3d.renderer_data import RendererData
+from dubbing3d.renderer_data import RendererData, faces_of
 from dubbing3d.renderer_module import RendererTraining, pasted, phase_epsilon
 from dubbing3d.train import judge_frames, train, train_renderer
 from tests.dubbing3d.toy_dub import toy_dub
@@ -154,7 +155,7 @@ def test_every_form_draws_and_learns(corpus: Corpus, tmp_path: Path, words: list
     }
 
 
-def test_the_frame_before_is_shown_as_it_was_drawn_and_not_as_it_was(corpus: Corpus, tmp_path: Path) -> None:
+def test_the_frame_before_is_shown_as_it_was_drawn_where_the_face_is_now(corpus: Corpus, tmp_path: Path) -> None:
     found, batch = module(corpus, tmp_path, "renderer.recurrent=true", "renderer.references=2")
     assert batch["follows"].all()
     found.eval()
@@ -167,8 +168,10 @@ def test_the_frame_before_is_shown_as_it_was_drawn_and_not_as_it_was(corpus: Cor
     alone = found.inputs(before, recall=False)
     with torch.no_grad():
         drawn = found(alone._replace(references=target.references)).image_i
+    moved = carried(found._frozen[0], drawn, *faces_of(batch, slice(3, 4)), *faces_of(batch, slice(0, 1)))
     assert inputs.previous is not None
-    assert torch.equal(inputs.previous, drawn)
+    assert torch.equal(inputs.previous, moved)
+    assert (moved - drawn).abs().max() > 0.05
     hidden = (alone.mask == 1).expand_as(alone.target)
     truth = torch.where(hidden, 255 - batch["before"], batch["before"])
     unchanged = found.inputs(batch | {"before": truth}).previous
@@ -178,6 +181,15 @@ def test_the_frame_before_is_shown_as_it_was_drawn_and_not_as_it_was(corpus: Cor
     assert torch.equal(unchanged, inputs.previous)
     assert torch.equal(first[0], inputs.previous[0])
     assert not first[1].any()
+
+
+def test_a_renderer_without_memory_moves_no_picture(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dubbing3d.renderer_module.carried", None)
+    found, batch = module(corpus, tmp_path)
+    assert found.inputs(batch).previous is None
+    assert "before" not in batch
 
 
 def test_epsilon_has_three_phases(corpus: Corpus, tmp_path: Path) -> None:
