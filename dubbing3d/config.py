@@ -130,7 +130,7 @@ class RendererConfig:
     guide_mask: bool = False
     """give the drawn face its coverage as a fourth channel"""
     recurrent: bool = False
-    """show the inpainting network the frame before as well; starts as if it did not"""
+    """show the inpainting network the frame drawn before as well, moved as the face moved; starts as if it did not"""
     mask: MaskKind = "model"
     """what is hidden: `model`, which the expression does not move, or `landmark`, the paper's polygon"""
     batch_size: int = 2
