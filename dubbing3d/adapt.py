@@ -11,14 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from common.optim import Ranger
 from common.schedule import rate
 from dubbing3d import losses
 from dubbing3d.config import DubbingConfig
-from dubbing3d.losses import Forms, Weights
-from dubbing3d.networks.renderer import Renderer
+from dubbing3d.losses import Weights
+from dubbing3d.networks.renderer import Renderer, RenderOutput
 
-_WARMUP = 10
+_WARMUP, _BETAS = 10, (0.9, 0.99)
 _PLAIN = Weights(perceptual=0, style=0, wgan=0, correspondence=0)
 """L1 and SSIM: judges and critic do not travel in checkpoints, and would have to be trained anew for every clip."""
 
@@ -56,13 +55,14 @@ def adapted(
         steps: updates.
         progress: called after each with 1.
     """
-    tuned = deepcopy(network)
     # A dub runs in inference mode, whose tensors know no gradient; clones of them do.
     with torch.inference_mode(False), torch.enable_grad():
+        tuned = deepcopy(network)
         images, renders = (None if x is None else x.clone() for x in references)
         assert images is not None
         known = Examples(*(x.clone() for x in examples))
-        optimiser = Ranger(tuned.parameters(), lr=cfg.optim.g_lr, centralise=cfg.optim.centralise)
+        # Not the training's Ranger, whose slow copy of the weights holds them back in so few steps.
+        optimiser = torch.optim.Adam(tuned.parameters(), lr=cfg.optim.g_lr, betas=_BETAS)
         generator = torch.Generator().manual_seed(cfg.run.seed)
         for step in range(steps):
             for group in optimiser.param_groups:
@@ -80,12 +80,9 @@ def adapted(
     return tuned
 
 
-def _loss(output: losses.RenderOutput, target: Tensor, mask: Tensor, cfg: DubbingConfig) -> Tensor:
-    forms = vars(cfg.forms).copy()
-    forms.pop("balance")
-    plain = dict(weights=_PLAIN, forms=Forms(**forms), features=None)
-    texture = losses.texture_terms(output, target, mask, flow=None, **plain)
-    inpainting = losses.inpainting_terms(output, target, **plain)
-    return losses.renderer_total(
-        losses.total(inpainting, _PLAIN), losses.total(texture, _PLAIN), cfg.renderer.epsilon[1]
-    )
+def _loss(output: RenderOutput, target: Tensor, mask: Tensor, cfg: DubbingConfig) -> Tensor:
+    forms = cfg.forms.of_pictures()
+    texture = losses.texture_terms(output, target, mask, weights=_PLAIN, forms=forms, features=None, flow=None)
+    inpainting = losses.inpainting_terms(output, target, weights=_PLAIN, forms=forms, features=None)
+    parts = losses.total(inpainting, _PLAIN), losses.total(texture, _PLAIN)
+    return losses.renderer_total(*parts, cfg.renderer.epsilon[1])

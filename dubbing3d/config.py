@@ -6,7 +6,7 @@ from typing import Literal
 from common.config import ExperimentConfig
 from common.synthetic.talking import TalkingCorpusOptions
 from dubbing3d.crop_mask import MaskKind
-from dubbing3d.losses import Correspondence, StyleForm
+from dubbing3d.losses import Correspondence, Forms, StyleForm
 
 Scale = Literal["learnable", "sigmoid", "zero", "one"]
 SCALES = ("low", "mid", "high")
@@ -208,6 +208,10 @@ class FormConfig:
     """`warp`: the loss that eq. 27 cites; `literal`: features of single images"""
     balance: bool = True
     """let both fakes together weigh as much as the real image in eq. 26, which drifts as printed"""
+
+    def of_pictures(self) -> Forms:
+        """Those of what a picture is measured by: all but the critic's."""
+        return Forms(**{name: value for name, value in vars(self).items() if name != "balance"})
 
 
 @dataclass

@@ -25,7 +25,7 @@ from common.files import sha256
 from common.provenance import Provenance, ProvenanceConfig
 from dubbing3d.build import load_expression, load_renderer
 from dubbing3d.dubber import Dubber, DubSettings, Performer
-from dubbing3d.infer import FaceRenderer, LearnedRenderer
+from dubbing3d.infer import Adapting, FaceRenderer, LearnedRenderer
 from dubbing3d.warp_renderer import WarpRenderer
 
 WARP = "warp"
@@ -95,9 +95,12 @@ def dub(
         progress: show how far it is.
 
     Raises:
-        UserError: inputs that cannot be read or have no picture, face or sound; an output that cannot be written.
+        UserError: inputs that cannot be read or have no picture, face or sound; an output that cannot be written;
+            `adapt` for a renderer that learns nothing.
     """
     settings = settings or DubSettings()
+    if settings.adapt and not isinstance(performer.renderer, Adapting):
+        raise UserError(f"the renderer {performer.renderer.name} learns nothing from a clip: leave --adapt out")
     if sheet is not None:
         check_output(sheet, ".png", (video, audio))
     made: list[Dubber] = []

@@ -212,8 +212,6 @@ class Dubber:
     def _adapt(self, bars: Bars) -> None:
         """Let a renderer that can learn from the clip do so, from frames spread over all of it."""
         if not isinstance(self._renderer, Adapting):
-            if self._settings.adapt:
-                raise UserError(f"the renderer {self._renderer.name} learns nothing from a clip: leave --adapt out")
             return
         steps = self._renderer.adapt_steps if self._settings.adapt is None else self._settings.adapt
         free = np.setdiff1d(np.flatnonzero(self._plan.present), self._plan.references)

@@ -255,18 +255,11 @@ def _part(shown: _Shown, rows: slice) -> _Shown:
     return _Shown(
         shown.numbers[rows],
         shown.crops[rows],
-        _rows_of(shown.faces, rows),
+        shown.faces.at(rows),
         shown.matrices[rows],
         shown.masks[rows],
         shown.landmarks[rows],
     )
-
-
-def _rows_of(faces: FaceFrames, rows: slice) -> FaceFrames:
-    values: dict[str, Any] = {
-        name: value[rows] if isinstance(value, Tensor) else value for name, value in vars(faces).items()
-    }
-    return FaceFrames(**(values | {"identity": faces.identity, "albedo": faces.albedo}))
 
 
 def _repeated(faces: FaceFrames, count: int) -> FaceFrames:

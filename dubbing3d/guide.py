@@ -5,7 +5,7 @@ Every guide is drawn at its final place and size in the crop: the fit's frame is
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -106,6 +106,15 @@ class FaceFrames:
             matrix=matrix.expand(len(frames), 2, 3) if matrix.dim() == 2 else matrix[frames],
             size=face.size,
         )
+
+    def at(self, rows: slice) -> "FaceFrames":
+        """Some of the frames; what all of them share stays."""
+        framewise: dict[str, Any] = {
+            name: value[rows]
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor) and len(value) == len(self)
+        }
+        return replace(self, **framewise)
 
     def with_expression(self, expression: Tensor) -> "FaceFrames":
         """The same faces with another expression (B,Ke)."""

@@ -1,9 +1,8 @@
 """Trained networks in use: expressions out of a recording, faces out of expressions. Plain modules only."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -180,7 +179,7 @@ class LearnedRenderer:
         parts = []
         for index in range(len(crops)):
             one = slice(index, index + 1)
-            face, matrix = _rows(wanted, one), matrices[one]
+            face, matrix = wanted.at(one), matrices[one]
             previous = None if self._previous is None else carried(self.model, *self._previous, face, matrix)
             parts.append(self._parts(guide[one], left[one], previous))
             self._previous = parts[-1].image, face, matrix
@@ -193,16 +192,6 @@ class LearnedRenderer:
         drawn = self.network(guide, self._references, left, previous)
         flow = left.new_zeros(len(left), 2, *left.shape[2:]) if drawn.flow is None else drawn.flow[:, 0]
         return RenderParts(drawn.image_i, flow, drawn.warp, drawn.colour_i, drawn.attention_i)
-
-
-def _rows(faces: FaceFrames, rows: slice) -> FaceFrames:
-    """Some of the frames; what all of them share stays."""
-    framewise: dict[str, Any] = {
-        name: value[rows]
-        for name, value in vars(faces).items()
-        if isinstance(value, Tensor) and len(value) == len(faces)
-    }
-    return replace(faces, **framewise)
 
 
 Images = Callable[[int, int], Tensor]

@@ -20,7 +20,7 @@ from dubbing3d.coefficients import FaceModelMark
 from dubbing3d.config import DubbingConfig, RendererConfig
 from dubbing3d.crop_mask import crop_mask
 from dubbing3d.guide import draw_guide
-from dubbing3d.losses import FeatureJudge, FlowJudge, Forms, Weights
+from dubbing3d.losses import FeatureJudge, FlowJudge, Weights
 from dubbing3d.motion import carried
 from dubbing3d.networks.renderer import RenderOutput, TextureOutput
 from dubbing3d.renderer_data import RenderedFrames, faces_of
@@ -75,9 +75,7 @@ class RendererTraining(TrainModule):
         self.renderer = build_renderer(cfg)
         self.critic = build_critic(cfg) if cfg.weights.wgan else None
         self.weights = Weights(**vars(cfg.weights))
-        forms = vars(cfg.forms).copy()
-        self.balance = bool(forms.pop("balance"))
-        self.forms = Forms(**forms)
+        self.forms = cfg.forms.of_pictures()
         # Hidden from `state_dict`: files under licences of their own must not travel in checkpoints.
         self._frozen = (deepcopy(model), features, flow)
         self.quality, self.copied, self.textured = ImageQuality(), ImageQuality(), ImageQuality()
@@ -187,7 +185,7 @@ class RendererTraining(TrainModule):
                 inputs.target,
                 fakes,
                 penalty=self.weights.penalty,
-                balance=self.balance,
+                balance=self.cfg.forms.balance,
                 generator=self.random.generator(self.step, "penalty"),
             )
             self.manual_backward(loss)

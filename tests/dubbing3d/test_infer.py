@@ -44,17 +44,9 @@ def renderer() -> LearnedRenderer:
     return learned(recurrent=True)
 
 
-def at(face: FaceFrames, rows: slice) -> FaceFrames:
-    """Some of the frames; identity and albedo are those of all."""
-    return FaceFrames(
-        face.identity[:1], face.albedo[:1], face.expression[rows], face.angles[rows], face.translation[rows],
-        face.gamma[rows], face.matrix[rows], face.size,
-    )  # fmt: skip
-
-
 def drawn(renderer: LearnedRenderer, clip: tuple[Tensor, FaceFrames, Tensor, Tensor], rows: slice) -> Tensor:
     crops, face, masks, landmarks = clip
-    part = at(face, rows)
+    part = face.at(rows)
     return renderer.render(crops[rows], part, part.expression, MATRICES[rows], masks[rows], landmarks[rows]).image
 
 
@@ -111,7 +103,7 @@ def test_the_face_before_is_shown_where_the_face_is_now(
         expected = image[row - 1].roll((-1, 2), dims=(1, 2))
         torch.testing.assert_close(shown[row - 1][0, :, 1:-1, 2:], expected[:, 1:-1, 2:], rtol=0, atol=1e-3)
     said, before, now = face.with_expression(wanted), slice(0, -1), slice(1, COUNT)
-    moved = carried(model(), image[before], at(said, before), matrices[before], at(said, now), matrices[now])
+    moved = carried(model(), image[before], said.at(before), matrices[before], said.at(now), matrices[now])
     torch.testing.assert_close(torch.cat(shown), moved, rtol=0, atol=1e-3)
     assert (shown[1][0] - image[1].roll((-1, 2), dims=(1, 2)))[:, 1:-1, 2:].abs().max() > 0.05  # the jaw moved
 
