@@ -14,12 +14,12 @@ from dubbing3d.networks.convolutions import GrowingConv2d, StackedConv2d
 from dubbing3d.networks.texture import texture_channels
 
 Scale = Literal["learnable", "sigmoid"] | float
-"""The factor of eq. 22: a free number that starts at 0, one in (0, 1), or a constant (table 5: 0 or 1)."""
+"""The factor of eq. 22: a free number that starts at 1, one in (0, 1), or a constant (table 5: 0 or 1)."""
 _KERNELS = (3, 5, 7)
 _HIDDEN = 128
 _BLOCKS = 6
 _DEEPEST, _NARROWEST = 6, 3
-_SIGMOID_START = -4.0
+_SIGMOID_START = 4.0
 
 
 class MSAF(nn.Module):
@@ -30,8 +30,8 @@ class MSAF(nn.Module):
 
     Args:
         channels: of features and texture.
-        scale: see `Scale`. The paper's text says [0, 1], its equation leaves it free, as the default does; from 0 on,
-            the network begins as if there were no texture.
+        scale: see `Scale`. The paper's text says [0, 1], its equation leaves it free, as the default does. It starts at
+            1: from 0 on, nothing teaches the convolutions behind it, and it stays there for thousands of steps.
         depthwise: False takes eq. 19 as it reads; at full width that alone costs more than table 7 has for RBFIN.
 
     Shape: (B, C, H, W) twice -> the same.
@@ -50,8 +50,7 @@ class MSAF(nn.Module):
         self.form = scale
         self.scale: Tensor
         if isinstance(scale, str):
-            start = 0.0 if scale == "learnable" else _SIGMOID_START
-            self.scale = nn.Parameter(torch.tensor(start))
+            self.scale = nn.Parameter(torch.tensor(1.0 if scale == "learnable" else _SIGMOID_START))
         else:
             self.register_buffer("scale", torch.tensor(float(scale)), persistent=False)
 

@@ -55,12 +55,17 @@ def test_msaf_equals_a_plain_loop(scale: Any) -> None:
                 assert out[0, c, i, j].item() == pytest.approx(stack[c] + sigma * mask * mixed, abs=1e-5)
 
 
-def test_msaf_starts_as_the_identity_and_zero_keeps_it() -> None:
+def test_texture_comes_in_from_the_start_but_for_zero() -> None:
     features, texture = images(1, 4, 5, 5), images(1, 4, 5, 5, seed=1)
-    for scale in ("learnable", 0):
-        assert torch.equal(MSAF(4, scale=scale)(features, texture), features)
-    assert not torch.equal(MSAF(4, scale=1)(features, texture), features)
-    assert 0 < MSAF(4, scale="sigmoid").factor() < 0.05
+
+    def added(scale: Any) -> torch.Tensor:
+        torch.manual_seed(0)
+        return MSAF(4, scale=scale)(features, texture) - features
+
+    assert added(1).abs().max() > 0.05
+    assert torch.equal(added("learnable"), added(1))
+    torch.testing.assert_close(added("sigmoid"), added(1) / (1 + math.exp(-4)), rtol=0, atol=1e-6)
+    assert not added(0).any()
 
 
 def test_a_constant_scale_is_not_learned() -> None:
