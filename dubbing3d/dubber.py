@@ -148,8 +148,7 @@ class Dubber:
             )
         with self._clock("render"):
             pictures = self._begin()
-        with self._clock("adapt"):
-            self._adapt(scene.bars)
+        self._adapt(scene.bars)
         with self._clock("listen"):
             self._expressions, self._shift = self._predict(performer, pictures[0])
         names = self._model.expression_names
@@ -218,7 +217,8 @@ class Dubber:
         if steps and len(free):
             chosen = free[np.linspace(0, len(free) - 1, min(len(free), _LEARNED_FROM)).round().astype(int)]
             task = bars.add_task("learning the face", total=steps)
-            self._renderer.adapt(self._frames(chosen), steps, lambda done: bars.advance(task, done))
+            with self._clock("adapt"):
+                self._renderer.adapt(self._frames(chosen), steps, lambda done: bars.advance(task, done))
 
     def _frames(self, chosen: np.ndarray) -> Iterator[ClipFrames]:
         """Frames of the footage, given in the order of time, in batches."""

@@ -127,10 +127,11 @@ _KEPT = (
     ),
 )
 _SHORT = (
-    *("expression.steps=250", "trainer.steps=160", "renderer.align_steps=30", "renderer.early_steps=20"),
+    *("expression.steps=250", "trainer.steps=240", "renderer.align_steps=20", "renderer.early_steps=10"),
     *("trainer.val_every=80", "trainer.save_every=80", "trainer.progress=false", "evaluation.frames=24"),
+    "optim.g_lr=3.0e-3",
 )
-"""The quickstart's networks and corpus, a part of its steps, and a second of each held-out clip."""
+"""The quickstart's networks and corpus, a part of its steps, larger ones, and a second of each held-out clip."""
 _WHOLE_CLIPS = {"False": ("evaluation.frames=0",)}
 """Stage 1 is measured on all frames: its figures cost little, and sync of a second says nothing."""
 _AT_ONCE = "renderer.align_steps=0"

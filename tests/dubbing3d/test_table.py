@@ -203,7 +203,7 @@ def test_tiny_rows_still_differ_in_what_they_ablate(tmp_path: Path) -> None:
         "table6_high": (True, True, True, "learnable", ("high",), True, True),
         "table6_low": (True, True, True, "learnable", ("low",), True, True),
     }
-    assert {cfg.trainer.steps for cfg in jobs.values() if cfg.renderer.train} == {160}
+    assert {cfg.trainer.steps for cfg in jobs.values() if cfg.renderer.train} == {240}
     assert {cfg.evaluation.frames for cfg in jobs.values() if not cfg.renderer.train} == {0}
 
 
