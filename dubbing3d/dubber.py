@@ -1,7 +1,7 @@
 """What turns pictures into dubbed ones once the faces of a video are known; the work of `dubbing3d.dub`."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Literal
@@ -285,6 +285,7 @@ class Dubber:
             image = match_seam(parts.image, crops, shares) if self._settings.seam == "match" else parts.image
             pasted = paste_crops(images, (image + 1) / 2, shares, self._plan.matrices[sources])
         if self.sheet is not None:
+            parts = replace(parts, image=torch.lerp(crops, image, shares))
             self._note(crops, faces.with_expression(wanted), matrices, parts, sources, numbers)
         return pasted
 

@@ -24,7 +24,8 @@ def check_inputs(files: Mapping[str, Path | None]) -> None:
             hint = f"did you mean {path / LAST}?" if (path / LAST).is_file() else "give a file"
             raise UserError(f"{option} {path} is a folder; {hint}")
         if not path.is_file():
-            raise UserError(f"{option}: no such file: {path}")
+            hint = "; run the training that makes it first" if path.suffix == ".ckpt" else ""
+            raise UserError(f"{option}: no such file: {path}{hint}")
         if not os.access(path, os.R_OK):
             raise UserError(f"{option}: no permission to read {path}")
 

@@ -146,10 +146,11 @@ def fit_sequence(
         albedo, gamma = start.albedo, start.gamma[kept.cpu()]
     if images is not None:
         photometry = Photometry(model, camera, settings.vertices, settings.photometric)
-        pictures = _pictures(images, affine.cpu(), seen.tolist(), size, report)
-        state, albedo, gamma = clip.refine(state, photometry, pictures, albedo)
+        pictures = _pictures(images, affine.cpu(), seen.tolist(), size)
+        state, albedo, gamma = clip.refine(state, photometry, pictures, albedo, report)
         for _ in pictures:  # frames after the last face, so that their number is checked
             pass
+        report(len(points) - len(kept))
     else:
         report(len(points))
     residual, confidence = clip.quality(state)
@@ -186,7 +187,6 @@ def _pictures(
     matrix: Tensor,
     seen: Sequence[bool],
     size: tuple[int, int],
-    report: Callable[[int], None],
 ) -> Iterator[Tensor]:
     """The fit's own frames (3,S,S) in [0,1] of those images that show a face; checks the images' size and number."""
     stream = iter(images)
@@ -199,7 +199,6 @@ def _pictures(
             raise UserError(f"frame {index} has {rgb.shape[1]}x{rgb.shape[0]} px, wanted {size[0]}x{size[1]}")
         if wanted:
             yield _cut(rgb, matrix[index])
-        report(1)
     if next(stream, None) is not None:
         raise UserError(f"there are more images than the {len(seen)} frames of landmarks")
 

@@ -1,7 +1,7 @@
 """The stages of a fit to one clip: identity from spread frames, then all frames window by window, then the colours."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -142,9 +142,17 @@ class ClipFit:
         return LandmarkTerm(self.basis, torch.nan_to_num(points), metric, wide * settings.robust_scale, self.sigma)
 
     def refine(
-        self, state: State, photometry: Photometry, pictures: Iterator[Tensor], albedo: Tensor
+        self,
+        state: State,
+        photometry: Photometry,
+        pictures: Iterator[Tensor],
+        albedo: Tensor,
+        report: Callable[[int], None],
     ) -> tuple[State, Tensor, Tensor]:
-        """Refine a solved state by pictures (3,S,S), which stream; returns it with albedo (Ka,) and gamma (T,27)."""
+        """Refine a solved state by pictures (3,S,S), which stream; returns it with albedo (Ka,) and gamma (T,27).
+
+        `report` is told of frames as they are done, a part of a window's after each round over it.
+        """
         held: list[Tensor] = []
         gammas, oldest, mean = [], 0, torch.zeros(27).to(self.model.mean_shape)
         state = State(state.identity, state.pose.clone(), state.expression.clone())
@@ -158,12 +166,14 @@ class ClipFit:
                 state = State(few.identity, state.pose, state.expression)
             frames = slice(begin, end)
             part = state.at(frames, torch.float64)
-            for _ in range(_COLOUR_ROUNDS):
+            for turn in range(_COLOUR_ROUNDS):
                 colours = photometry.colours(part, images, albedo, mean, free_albedo=False)
                 terms: list[Term] = [self._landmark_term(frames, part), colours.term]
                 part = minimise(
                     terms, self.camera, part, self.prior.of(frames), free_identity=False, iterations=_COLOUR_STEPS
                 )
+                done, before = ((last - first) * turns // _COLOUR_ROUNDS for turns in (turn + 1, turn))
+                report(done - before)
             _put(state, part, first, last, begin)
             gammas.append(colours.gamma[first - begin : last - begin])
         return state, albedo, torch.cat(gammas)

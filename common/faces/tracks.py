@@ -154,7 +154,8 @@ def choose(tracking: Tracking, which: str = "largest") -> Track:
     """
     if not tracking.tracks:
         raise UserError(
-            f"no face was found in {tracking.frames} frames; give a video that shows a face of 80 px or more"
+            f"no face was found in {tracking.frames} frames; give a video that shows a face of 80 px or "
+            "more, upright and not in profile"
         )
     if which == "largest":
         return max(tracking.tracks, key=lambda track: (track.screen, -track.id))

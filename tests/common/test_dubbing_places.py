@@ -20,6 +20,8 @@ def test_what_is_there_passes(tmp_path: Path) -> None:
 def test_a_missing_input_is_named_with_its_option(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^--audio: no such file: .*a\.wav$"):
         check_inputs({"--video": None, "--audio": tmp_path / "a.wav"})
+    with pytest.raises(UserError, match=r"^--expression: no such file: .*last\.ckpt; run the training"):
+        check_inputs({"--expression": tmp_path / "last.ckpt"})
 
 
 def test_a_run_folder_is_told_from_its_checkpoint(tmp_path: Path) -> None:
