@@ -175,6 +175,12 @@ def draw_guide(
     return image * 2 - 1, mask
 
 
+def guide_input(model: FaceModel, face: FaceFrames, matrices: Tensor, size: int, *, covered: bool) -> Tensor:
+    """I_3D (B,3,size,size) as a renderer takes it, or (B,4,size,size) with its coverage; arguments of `draw_guide`."""
+    image, coverage = draw_guide(model, face, matrices, size)
+    return torch.cat([image, coverage], dim=1) if covered else image
+
+
 def face_triangles(model: FaceModel) -> Tensor:
     """The triangles (F,3) of the face, the eyes and the inside of the mouth, on the model's device."""
     return _face_triangles(model).to(model.triangles.device)

@@ -13,7 +13,7 @@ from common.face3d.morphable import FaceModel
 from dubbing3d.adapt import Examples, adapted
 from dubbing3d.build import LoadedExpression, LoadedRenderer
 from dubbing3d.crop_mask import MaskKind
-from dubbing3d.guide import FaceFrames, draw_guide
+from dubbing3d.guide import FaceFrames, guide_input
 from dubbing3d.motion import carried
 from dubbing3d.networks.renderer import References
 from dubbing3d.render_parts import RenderParts
@@ -162,8 +162,7 @@ class LearnedRenderer:
     @torch.no_grad()
     def guide(self, faces: FaceFrames, matrices: Tensor) -> Tensor:
         """I_3D (B,3 or 4,S,S) as the network takes it, of faces in crops; matrices (B,2,3) from the clip's px."""
-        image, cover = draw_guide(self.model, faces, matrices, self.shape.size)
-        return torch.cat([image, cover], dim=1) if self.shape.guide_mask else image
+        return guide_input(self.model, faces, matrices, self.shape.size, covered=self.shape.guide_mask)
 
     @torch.no_grad()
     def render(

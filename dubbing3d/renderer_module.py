@@ -19,7 +19,7 @@ from dubbing3d.build import KIND, build_critic, build_renderer
 from dubbing3d.coefficients import FaceModelMark
 from dubbing3d.config import DubbingConfig, RendererConfig
 from dubbing3d.crop_mask import crop_mask
-from dubbing3d.guide import draw_guide
+from dubbing3d.guide import guide_input
 from dubbing3d.losses import FeatureJudge, FlowJudge, Weights
 from dubbing3d.motion import carried
 from dubbing3d.networks.renderer import RenderOutput, TextureOutput
@@ -130,8 +130,8 @@ class RendererTraining(TrainModule):
 
     def _guide(self, batch: dict[str, Tensor], rows: slice) -> Tensor:
         faces, crops = faces_of(batch, rows)
-        image, coverage = draw_guide(self._frozen[0], faces, crops, self.cfg.renderer.size)
-        return torch.cat([image, coverage], dim=1) if self.cfg.renderer.guide_mask else image
+        cfg = self.cfg.renderer
+        return guide_input(self._frozen[0], faces, crops, cfg.size, covered=cfg.guide_mask)
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> dict[str, Tensor]:
         self._set_rates()
