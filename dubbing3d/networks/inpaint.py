@@ -31,7 +31,7 @@ class MSAF(nn.Module):
     Args:
         channels: of features and texture.
         scale: see `Scale`. The paper's text says [0, 1], its equation leaves it free, as the default does. It starts at
-            1: from 0 on, nothing teaches the convolutions behind it, and it stays there for thousands of steps.
+            1: from 0 on, nothing teaches the convolutions behind it, and it was still there after 1000 steps.
         depthwise: False takes eq. 19 as it reads; at full width that alone costs more than table 7 has for RBFIN.
 
     Shape: (B, C, H, W) twice -> the same.
